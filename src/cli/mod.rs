@@ -1,0 +1,137 @@
+//! The command line: raw arguments become validated settings once, here and nowhere else.
+//!
+//! One file per subcommand; one error line on standard error; the exit codes of [`exit::Exit`].
+
+mod background;
+mod doctor;
+pub mod exit;
+mod logging;
+mod mount;
+mod mount_options;
+mod progress;
+mod status;
+mod target;
+mod text;
+mod unmount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::cli::exit::Exit;
+use crate::error::Result;
+
+const EXIT_CODES: &str = "Exit codes: 0 ok · 1 some files failed · 2 wrong usage, or refused before the start · \
+3 source unreachable · 4 verification failed · 5 stopped · 6 in use · 7 not supported here";
+
+/// Use a copy before it is finished: a whole tree at once, filled as it is read.
+#[derive(Debug, Parser)]
+#[command(name = "lazycopy", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// This process is a daemon that goes to the background.
+    #[arg(long, hide = true)]
+    background_child: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(Box<mount::MountArgs>),
+    Unmount(unmount::UnmountArgs),
+    Status(status::StatusArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Runs the command line `args`, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let done = match &cli.command {
+        Command::Mount(mount) if cli.background_child => return mount::run_child(mount),
+        Command::Mount(mount) => return mount::run(mount, &args),
+        Command::Unmount(unmount) => unmount::run(unmount),
+        Command::Status(status) => status::run(status),
+        Command::Doctor(doctor) => doctor::run(doctor),
+    };
+    finish(done).into()
+}
+
+/// Says what went wrong, in one line, and what that means.
+fn finish(done: Result<Exit>) -> Exit {
+    done.unwrap_or_else(|error| {
+        complain(&error.to_string());
+        Exit::of(&error)
+    })
+}
+
+/// The one error line. A standard error that is closed must not end the command another way.
+fn complain(message: &str) {
+    use std::io::Write;
+    let line = message.replace('\n', " ");
+    drop(writeln!(std::io::stderr(), "lazycopy: {line}"));
+}
+
+/// Prints to standard output; a reader that left (`| head`) is no error.
+fn say(text: &str) {
+    use std::io::Write;
+    drop(writeln!(std::io::stdout(), "{text}"));
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            drop(error.print());
+            Exit::Ok.into()
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            drop(error.print());
+            Exit::Usage.into()
+        }
+        _ => {
+            let text = error.to_string();
+            // What is wrong is the first paragraph; the rest is help.
+            let wrong: Vec<_> =
+                text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            let wrong = wrong.join(" ");
+            let wrong = wrong.strip_prefix("error: ").unwrap_or(&wrong);
+            complain(&format!("{wrong} (`--help` tells what is possible)"));
+            Exit::Usage.into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                if argument.is_positional() || ["help", "version"].contains(&name) {
+                    continue;
+                }
+                let variable = argument.get_env().and_then(|variable| variable.to_str());
+                assert!(
+                    variable.is_some_and(|variable| variable.starts_with("LAZYCOPY_")),
+                    "{} --{name}",
+                    command.get_name()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Live progress of `mount -f`: a bar on a terminal, plain lines elsewhere.
+
+use std::io::Write;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{self, RecvTimeoutError, Sender};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::cli::text;
+use crate::control::status::StatusReport;
+use crate::daemon::readiness::StatusSource;
+
+/// Between two looks of a bar.
+const BAR_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two plain lines.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// The bar's length in steps.
+const STEPS: u64 = 1000;
+
+/// Shows progress until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Progress {
+    /// Starts showing what `status` says: on `terminal` if there is one, else as lines on standard error.
+    pub(crate) fn start(status: StatusSource, terminal: Option<MultiProgress>) -> Self {
+        let (stop, stopped) = channel::bounded(1);
+        let show = move || match terminal {
+            Some(terminal) => {
+                let bar = terminal.add(new_bar());
+                repeat(&stopped, BAR_INTERVAL, || {
+                    if let Some(report) = status() {
+                        draw(&bar, &report);
+                    }
+                });
+                bar.finish_and_clear();
+            }
+            None => {
+                let mut last = String::new();
+                repeat(&stopped, LINE_INTERVAL, || {
+                    if let Some(report) = status() {
+                        print_line(&mut last, &report);
+                    }
+                });
+            }
+        };
+        let thread = thread::Builder::new().name("progress".to_owned()).spawn(show);
+        let thread = thread.map_err(|error| tracing::warn!(err = %error, "no progress shown")).ok();
+        Self { stop: Some(stop), thread }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::warn!("progress ended by a panic");
+        }
+    }
+}
+
+/// Calls `step` every `interval` until the other end of `stopped` is gone.
+fn repeat(stopped: &channel::Receiver<()>, interval: Duration, mut step: impl FnMut()) {
+    loop {
+        step();
+        match stopped.recv_timeout(interval) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:19} {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("█▉▊▋▌▍▎▏·");
+    ProgressBar::new(STEPS).with_style(style)
+}
+
+fn draw(bar: &ProgressBar, report: &StatusReport) {
+    let (local, total) = (u128::from(report.bytes.local), u128::from(report.bytes.total));
+    let steps = (local * u128::from(STEPS)).checked_div(total).unwrap_or(0);
+    bar.set_position(u64::try_from(steps).unwrap_or(STEPS).min(STEPS));
+    bar.set_message(text::progress(report));
+}
+
+/// A line that says nothing new is left out.
+fn print_line(last: &mut String, report: &StatusReport) {
+    let line = text::progress(report);
+    if line != *last {
+        // Nobody reads it any more: not a reason to stop serving.
+        drop(writeln!(std::io::stderr(), "{line}"));
+        *last = line;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn dropping_it_ends_it_at_once() {
+        let status = || Some(StatusReport::of(Path::new("/m"), Path::new("/d")));
+        let started = Instant::now();
+        drop(Progress::start(Box::new(status), None));
+        assert!(started.elapsed() < LINE_INTERVAL / 2);
+    }
+
+    #[test]
+    fn the_bar_never_leaves_its_length() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(STEPS);
+        let mut report = StatusReport::of(Path::new("/m"), Path::new("/d"));
+        draw(&bar, &report);
+        assert_eq!(bar.position(), 0);
+        report.bytes.local = u64::MAX;
+        report.bytes.total = 1;
+        draw(&bar, &report);
+        assert_eq!(bar.position(), STEPS);
+    }
+}

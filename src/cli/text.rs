@@ -1,0 +1,132 @@
+//! Numbers and states as people read them.
+
+use std::time::Duration;
+
+use indicatif::{BinaryBytes, HumanCount};
+
+use crate::control::status::{PausedBy, StatusReport};
+
+/// `1.50 GiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    BinaryBytes(count).to_string()
+}
+
+/// `12 345`.
+pub(crate) fn count(count: u64) -> String {
+    HumanCount(count).to_string().replace(',', " ")
+}
+
+/// `1h 14m 3s`, whole seconds.
+pub(crate) fn seconds(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+/// `hydrating`, or `paused by space`.
+pub(crate) fn phase(report: &StatusReport) -> String {
+    match report.paused_by {
+        None => report.phase.as_str().to_owned(),
+        Some(PausedBy::User) => "paused by the user".to_owned(),
+        Some(PausedBy::Space) => "paused: too little room at the destination".to_owned(),
+        Some(PausedBy::Source) => "paused: the source is out of reach".to_owned(),
+    }
+}
+
+/// One line of progress: percent, amount, rate, time left, files.
+pub(crate) fn progress(report: &StatusReport) -> String {
+    let eta = report.eta_s.map_or_else(String::new, |left| format!("  ETA {}", seconds(left)));
+    let failed = match report.files.failed {
+        0 => String::new(),
+        failed => format!(", {} failed", count(failed)),
+    };
+    format!(
+        "{:5.1} %  {} of {}  {}/s{eta}  {} of {} files{failed}  {}",
+        report.percent,
+        bytes(report.bytes.local),
+        bytes(report.bytes.total),
+        bytes(report.rate_bytes_per_s),
+        count(report.files.published),
+        count(report.files.total),
+        phase(report)
+    )
+}
+
+/// About ten lines about one daemon.
+pub(crate) fn status(report: &StatusReport) -> String {
+    let files = &report.files;
+    let chunks = &report.chunks;
+    let eta = report.eta_s.map_or_else(String::new, |left| format!(", ETA {}", seconds(left)));
+    let mut lines = vec![
+        format!("{} shows {}", report.mountpoint, report.source),
+        format!("kept in   {}", report.dest),
+        format!("phase     {}, {:.1} %{eta}", phase(report), report.percent),
+        format!(
+            "files     {} of {} published, {} partial, {} failed, {} changed, {} warnings",
+            count(files.published),
+            count(files.total),
+            count(files.partial),
+            count(files.failed),
+            count(files.changed),
+            count(files.warnings)
+        ),
+        format!(
+            "proof     source checksum {}, transfer {}, adopted unverified {}",
+            count(report.proof.source_checksum),
+            count(report.proof.transfer),
+            count(report.proof.adopted_unverified)
+        ),
+        format!(
+            "bytes     {} of {} local; fetched {}, served {}, wasted {}",
+            bytes(report.bytes.local),
+            bytes(report.bytes.total),
+            bytes(report.bytes.fetched),
+            bytes(report.bytes.served),
+            bytes(report.bytes.wasted)
+        ),
+        format!("rate      {}/s", bytes(report.rate_bytes_per_s)),
+        format!(
+            "chunks    {} active, {} queued, {} done, {} failed, {} retried",
+            count(chunks.active),
+            count(chunks.queued),
+            count(chunks.done),
+            count(chunks.failed),
+            count(chunks.retried)
+        ),
+        format!("session   {}, since {}", report.session, report.started_at),
+    ];
+    if let Some(last) = report.errors.last() {
+        lines.push(format!(
+            "errors    {} remembered, the last: {}: {} ({})",
+            report.errors.len(),
+            last.path.path,
+            last.message,
+            last.at
+        ));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::control::status::JobPhase;
+
+    #[test]
+    fn progress_is_one_line_in_human_units() {
+        let mut report =
+            StatusReport::of(Path::new("/m"), Path::new("/d")).in_phase(JobPhase::Hydrating, None);
+        report.percent = 12.42;
+        report.bytes.local = 3 << 30;
+        report.bytes.total = 24 << 30;
+        report.rate_bytes_per_s = 612 << 20;
+        report.eta_s = Some(74 * 60);
+        report.files.published = 118_204;
+        report.files.total = 200_000;
+        assert_eq!(
+            progress(&report),
+            " 12.4 %  3.00 GiB of 24.00 GiB  612.00 MiB/s  ETA 1h 14m  118 204 of 200 000 files  hydrating"
+        );
+        assert!(status(&report).lines().count() <= 10);
+    }
+}

@@ -1,0 +1,230 @@
+//! The daemon's end of the control socket. Bounded in every direction: connections, sizes, times.
+
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::control::{BODY_MAX, Controlled, ErrorBody, UnmountRequest};
+use crate::error::{Error, Kind, Result};
+
+/// Connections served at once; more wait in the socket's backlog.
+const CONNECTIONS: usize = 16;
+/// Time for a request to arrive, headers and body each.
+const ARRIVAL: Duration = Duration::from_secs(5);
+/// Time to answer from memory.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Bytes of request line and headers; hyper's least.
+const HEAD_MAX: usize = 8192;
+
+type Reply = Response<Full<Bytes>>;
+
+/// A running server; dropping it stops it at once, [`ControlServer::shutdown`] lets answers out first.
+#[derive(Debug)]
+pub struct ControlServer {
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl ControlServer {
+    /// Serves `daemon` on `listener`. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the socket cannot be handed to the runtime.
+    pub fn start(listener: StdListener, daemon: Arc<dyn Controlled>) -> Result<Self> {
+        let failed = |error| Error::io("serve control socket", error);
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(accept(listener, daemon, stopped));
+        Ok(Self { stop, accepting })
+    }
+
+    /// Takes no more connections, lets running answers out for at most `patience`, then ends.
+    pub async fn shutdown(mut self, patience: Duration) {
+        self.stop.send_replace(true);
+        if timeout(patience, &mut self.accepting).await.is_err() {
+            tracing::warn!("a control connection was cut");
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        // Aborting drops the connections with their set.
+        self.accepting.abort();
+    }
+}
+
+async fn accept(
+    listener: UnixListener,
+    daemon: Arc<dyn Controlled>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
+            Some(ended) = connections.join_next() => {
+                log_panic(ended);
+                continue;
+            }
+            _ = stopped.changed() => break,
+        };
+        match accepted {
+            Ok((stream, _)) if is_allowed(&stream) => {
+                connections.spawn(serve(stream, Arc::clone(&daemon), stopped.clone()));
+            }
+            Ok(_) => tracing::warn!("control connection of another user refused"),
+            Err(error) => {
+                // Out of descriptors, most likely: not a reason to spin.
+                tracing::warn!(err = %error, "control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    while let Some(ended) = connections.join_next().await {
+        log_panic(ended);
+    }
+}
+
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(err = %error, "control connection");
+    }
+}
+
+/// Only the daemon's own user and root; the directory's mode says the same, and is not ours alone to keep.
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+async fn serve(
+    stream: UnixStream,
+    daemon: Arc<dyn Controlled>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request| {
+        let daemon = Arc::clone(&daemon);
+        async move { Ok::<_, Infallible>(answer(request, daemon).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ARRIVAL)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = async { drop(stopped.wait_for(|stop| *stop).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(err = %error, "control connection");
+    }
+}
+
+async fn answer(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Reply {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let answered = match (&method, path.as_str()) {
+        (&Method::GET, "/v1/status") => from_memory(daemon.status()).await,
+        (&Method::GET, "/v1/stuck") => from_memory(daemon.stuck()).await,
+        (&Method::POST, "/v1/unmount") => unmount(request, daemon).await,
+        (_, "/v1/status" | "/v1/stuck" | "/v1/unmount") => Err(refused(
+            StatusCode::METHOD_NOT_ALLOWED,
+            Kind::Invalid,
+            format!("{method} is not possible here"),
+        )),
+        _ => Err(refused(StatusCode::NOT_FOUND, Kind::NotFound, format!("no {path} here"))),
+    };
+    answered.unwrap_or_else(|refusal| refusal)
+}
+
+async fn from_memory<T: Serialize>(report: impl Future<Output = T>) -> Result<Reply, Reply> {
+    match timeout(ANSWER, report).await {
+        Ok(report) => Ok(json(StatusCode::OK, &report)),
+        Err(_elapsed) => Err(refused(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Timeout,
+            "the daemon does not answer".to_owned(),
+        )),
+    }
+}
+
+async fn unmount(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
+    let body = read_body(request).await?;
+    let order: UnmountRequest = if body.is_empty() {
+        UnmountRequest::default()
+    } else {
+        serde_json::from_slice(&body).map_err(|error| {
+            refused(StatusCode::BAD_REQUEST, Kind::Invalid, format!("the request: {error}"))
+        })?
+    };
+    // A task of its own: the client's death must not leave half an unmount.
+    match tokio::spawn(async move { daemon.unmount(order).await }).await {
+        Ok(Ok(())) => Ok(json(StatusCode::OK, &serde_json::json!({ "unmounted": true }))),
+        Ok(Err(error)) => {
+            let status = match error.kind() {
+                Kind::Busy => StatusCode::CONFLICT,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            Err(json(status, &ErrorBody::of(&error)))
+        }
+        Err(error) => {
+            Err(refused(StatusCode::INTERNAL_SERVER_ERROR, Kind::Io, format!("unmount: {error}")))
+        }
+    }
+}
+
+async fn read_body(request: Request<Incoming>) -> Result<Bytes, Reply> {
+    let body = Limited::new(request.into_body(), BODY_MAX);
+    match timeout(ARRIVAL, body.collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) => Err(refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Kind::Limit,
+            format!("the request: {error}"),
+        )),
+        Err(_elapsed) => Err(refused(
+            StatusCode::REQUEST_TIMEOUT,
+            Kind::Timeout,
+            "the request did not arrive".to_owned(),
+        )),
+    }
+}
+
+fn refused(status: StatusCode, kind: Kind, message: String) -> Reply {
+    json(status, &ErrorBody { kind: kind.as_str().to_owned(), message })
+}
+
+fn json<T: Serialize>(status: StatusCode, body: &T) -> Reply {
+    let (status, text) = match serde_json::to_vec(body) {
+        Ok(text) => (status, text),
+        Err(error) => {
+            tracing::error!(err = %error, "answer cannot be written as JSON");
+            (StatusCode::INTERNAL_SERVER_ERROR, b"{}".to_vec())
+        }
+    };
+    let mut reply = Response::new(Full::new(Bytes::from(text)));
+    *reply.status_mut() = status;
+    let json = http::HeaderValue::from_static("application/json");
+    reply.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    reply
+}

@@ -1,0 +1,107 @@
+//! The background copy: what it does, where it stands, how it ended.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::task::AbortHandle;
+
+use crate::control::status::JobPhase;
+use crate::daemon::Outcome;
+use crate::daemon::settings::Fill;
+use crate::daemon::start::Place;
+use crate::engine::Engine;
+use crate::engine::stats::Stats;
+
+/// One copy of one source into one destination.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The same for the same source and destination, over restarts.
+    pub(super) name: String,
+    fill: Fill,
+    phase: ArcSwap<JobPhase>,
+    task: arc_swap::ArcSwapOption<AbortHandle>,
+}
+
+impl Job {
+    /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
+    pub(super) fn start(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Arc<Self> {
+        let first = match fill {
+            Fill::OnDemand => JobPhase::Idle,
+            Fill::Everything => JobPhase::Scanning,
+        };
+        let job = Arc::new(Self {
+            name: name(place),
+            fill,
+            phase: ArcSwap::from_pointee(first),
+            task: arc_swap::ArcSwapOption::empty(),
+        });
+        let task = tokio::spawn({
+            let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
+            async move {
+                match fill {
+                    Fill::OnDemand => engine.adopt_candidates().await,
+                    Fill::Everything => job.copy_all(&engine).await,
+                }
+            }
+        });
+        job.task.store(Some(Arc::new(task.abort_handle())));
+        job
+    }
+
+    async fn copy_all(&self, engine: &Arc<Engine>) {
+        let copied = engine.hydrate().await;
+        let finished = match copied {
+            Ok(0) => engine.finish_root().await.map(|()| 0),
+            other => other,
+        };
+        match finished {
+            Ok(0) => {
+                self.phase.store(Arc::new(JobPhase::Complete));
+                tracing::info!(files = engine.stats().files_published(), "complete");
+            }
+            Ok(failed) => {
+                self.phase.store(Arc::new(JobPhase::Failed));
+                tracing::warn!(failed, "ended; not everything could be copied");
+            }
+            Err(error) => {
+                self.phase.store(Arc::new(JobPhase::Failed));
+                tracing::error!(%error, "copy ended");
+            }
+        }
+    }
+
+    /// Where it stands.
+    pub(super) fn phase(&self, is_scanned: bool) -> JobPhase {
+        match **self.phase.load() {
+            JobPhase::Scanning if is_scanned => JobPhase::Hydrating,
+            phase => phase,
+        }
+    }
+
+    /// Ends the background task; what landed stays.
+    pub(super) fn stop(&self) {
+        if let Some(task) = self.task.swap(None) {
+            task.abort();
+        }
+    }
+
+    /// What this life comes to.
+    pub(super) fn outcome(&self, stats: &Stats) -> Outcome {
+        let phase = **self.phase.load();
+        if phase == JobPhase::Failed || stats.entries_failed() > 0 {
+            return Outcome::SomeFailed;
+        }
+        match self.fill {
+            Fill::Everything if phase != JobPhase::Complete => Outcome::Stopped,
+            _ => Outcome::Clean,
+        }
+    }
+}
+
+fn name(place: &Place) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(place.source.as_bytes());
+    hasher.update(b"\0");
+    hasher.update(place.destination.as_os_str().as_encoded_bytes());
+    hasher.finalize().to_hex()[..16].to_owned()
+}

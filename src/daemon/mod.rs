@@ -1,0 +1,165 @@
+//! The composition root: start checks, builds everything, signals, order of shutdown.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`settings`], [`readiness`] | what it is told; whom it tells that it is ready |
+//! | `start` | checks before the start, in the order in which they harm nobody |
+//! | `job` | the background copy and its phase |
+//! | `report` | status and stuck reports; the control socket's orders |
+//! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
+//! | `watch` | once a second: rates, free space, operations that hang |
+
+mod job;
+pub mod readiness;
+mod report;
+pub mod settings;
+mod signals;
+mod start;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::daemon::job::Job;
+use crate::daemon::readiness::Readiness;
+use crate::daemon::report::Reporter;
+use crate::daemon::settings::MountSettings;
+use crate::daemon::signals::{Order, Signals};
+use crate::daemon::start::Started;
+use crate::error::{Error, Result};
+use crate::vfs::mount::{UnmountMode, Unmounted, unmount_ours};
+
+/// How long open handles are served after the mount was taken out of the tree.
+const LINGER: Duration = Duration::from_secs(10);
+/// How long the last checkpoint may take.
+const SAVE_DEADLINE: Duration = Duration::from_secs(20);
+/// How long control connections and tasks get to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How a daemon's life ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing failed.
+    Clean,
+    /// Some files could not be copied, or conflict with what was there.
+    SomeFailed,
+    /// A file was not what its proof says.
+    VerificationFailed,
+    /// Ended before a copy that was asked for was complete.
+    Stopped,
+}
+
+/// Mounts, serves until it is unmounted, saves. Blocks the caller for that long; makes its own threads.
+///
+/// # Errors
+/// Whatever keeps it from starting, before `readiness` is told; nothing is left mounted then.
+pub fn run(settings: MountSettings, readiness: &mut dyn Readiness) -> Result<Outcome> {
+    start::raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("worker")
+        .build()
+        .map_err(|error| Error::io("start runtime", error))?;
+    let (started, outcome) = runtime.block_on(async {
+        let (mut started, signals) = start::start(settings).await?;
+        let outcome = live(&mut started, signals, readiness).await;
+        Ok::<_, Error>((started, outcome))
+    })?;
+    // The order matters: nothing more for the kernel, then the tasks end, and the lock goes last.
+    let Started { session, destination, engine, .. } = started;
+    engine.end_notices();
+    drop(engine);
+    runtime.shutdown_timeout(PATIENCE);
+    session.join(PATIENCE);
+    drop(destination);
+    tracing::info!(?outcome, "ended");
+    outcome
+}
+
+/// From ready to unmounted.
+async fn live(
+    started: &mut Started,
+    signals: Signals,
+    readiness: &mut dyn Readiness,
+) -> Result<Outcome> {
+    let reporter = Arc::new(Reporter::new(started));
+    let job = Job::start(&started.engine, &started.place, started.fill);
+    reporter.set_job(Arc::clone(&job));
+    let watch = watch::start(&reporter, &started.statfs);
+    let control = match report::serve(&reporter, &started.place) {
+        Ok(control) => control,
+        Err(error) => {
+            watch.abort();
+            job.stop();
+            take_away(started).await;
+            return Err(error);
+        }
+    };
+    let told = {
+        // Who shows it may live longer than the engine, which must not wait for that.
+        let shown = Arc::downgrade(&reporter);
+        let line = started.first_line();
+        let status = move || shown.upgrade().map(|reporter| reporter.status_now());
+        readiness.ready(&line, Box::new(status))
+    };
+    tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
+    match told {
+        Ok(()) => until_unmounted(started, signals, &reporter).await,
+        Err(error) => {
+            tracing::warn!(%error, "nobody waits for the start any more");
+            take_away(started).await;
+        }
+    }
+    watch.abort();
+    job.stop();
+    if tokio::time::timeout(SAVE_DEADLINE, started.engine.save()).await.is_err() {
+        tracing::error!("the disk hangs; the next start recovers what was recorded");
+    }
+    control.shutdown(PATIENCE).await;
+    Ok(job.outcome(started.engine.stats()))
+}
+
+/// Serves until the kernel ends the session: somebody unmounted, or a signal made us do it.
+async fn until_unmounted(started: &mut Started, mut signals: Signals, reporter: &Reporter) {
+    loop {
+        tokio::select! {
+            () = started.session.ended() => return,
+            () = reporter.detached() => {
+                tracing::info!("detached by force");
+                return;
+            }
+            order = signals.next() => match order {
+                Order::Explain => reporter.log_everything_waiting(),
+                Order::End => break,
+            },
+        }
+    }
+    tracing::info!("told to end by a signal");
+    tokio::select! {
+        () = take_away(started) => {}
+        () = signals.end() => tracing::warn!("told twice: open handles lose the daemon"),
+    }
+}
+
+/// Takes the mount out of the tree and serves what is still open for a while.
+async fn take_away(started: &mut Started) {
+    let (mountpoint, number) = (started.place.mountpoint.clone(), started.number);
+    let gone = tokio::task::spawn_blocking(move || {
+        match unmount_ours(&mountpoint, number, UnmountMode::Normal) {
+            Ok(gone) => Ok(gone),
+            Err(error) => {
+                tracing::info!(%error, "still in use; taken out of the tree, open files are served on");
+                unmount_ours(&mountpoint, number, UnmountMode::Detach)
+            }
+        }
+    })
+    .await;
+    match gone {
+        Ok(Ok(Unmounted::Done | Unmounted::AlreadyGone)) => {}
+        Ok(Err(error)) => tracing::error!(%error, "not unmounted"),
+        Err(died) => tracing::error!(%died, "not unmounted"),
+    }
+    if tokio::time::timeout(LINGER, started.session.ended()).await.is_err() {
+        tracing::warn!("files are still open; they lose the daemon");
+    }
+}

@@ -1,0 +1,16 @@
+//! How a daemon tells whoever started it that the tree can be used.
+
+use crate::control::status::StatusReport;
+use crate::error::Result;
+
+/// Reads the state of the copy from memory; may be called from any thread, often. `None` once the daemon ends.
+pub type StatusSource = Box<dyn Fn() -> Option<StatusReport> + Send>;
+
+/// Whoever waits for the start.
+pub trait Readiness: Send {
+    /// Called once, as soon as a reader sees the tree. `line` says what there is and where, in one line for people.
+    ///
+    /// # Errors
+    /// If nobody waits any more: the start was given up, so unmount and end.
+    fn ready(&mut self, line: &str, status: StatusSource) -> Result<()>;
+}

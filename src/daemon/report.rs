@@ -1,0 +1,276 @@
+//! Status and stuck reports, and the orders of the control socket.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use crate::control::registry::{self, Registration, SessionRecord};
+use crate::control::server::ControlServer;
+use crate::control::status::{
+    ActiveChunk, ByteCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath, PausedBy,
+    ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
+};
+use crate::control::{Controlled, UnmountRequest};
+use crate::daemon::job::Job;
+use crate::daemon::start::{Place, Started};
+use crate::engine::Engine;
+use crate::engine::report::{Tally, Waiting};
+use crate::error::{Kind, Result};
+use crate::vfs::mount::{UnmountMode, unmount_ours};
+use crate::vfs::mountinfo::DeviceNumber;
+
+/// The kernel lets go of a file a moment after it was closed: busy only counts after that.
+const LAST_CLOSE: Duration = Duration::from_millis(500);
+
+/// Answers about one daemon.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    session: String,
+    place: Place,
+    number: DeviceNumber,
+    engine: Arc<Engine>,
+    job: ArcSwapOption<Job>,
+    /// Told when the mount was taken away from those who use it.
+    detached: Notify,
+    started: Instant,
+    started_at: SystemTime,
+}
+
+/// The control socket and its entry in the registry.
+pub(super) struct Control {
+    server: ControlServer,
+    _registration: Registration,
+}
+
+impl Control {
+    pub(super) async fn shutdown(self, patience: std::time::Duration) {
+        self.server.shutdown(patience).await;
+    }
+}
+
+/// Opens the control socket.
+pub(super) fn serve(reporter: &Arc<Reporter>, place: &Place) -> Result<Control> {
+    let record = SessionRecord::of_this_process(
+        reporter.session(),
+        place.source.clone(),
+        &place.mountpoint,
+        &place.destination,
+    )?;
+    let (registration, listener) = registry::register(&record)?;
+    let daemon: Arc<dyn Controlled> = Arc::clone(reporter) as Arc<dyn Controlled>;
+    let server = ControlServer::start(listener, daemon)?;
+    Ok(Control { server, _registration: registration })
+}
+
+impl Reporter {
+    pub(super) fn new(started: &Started) -> Self {
+        Self {
+            session: registry::new_session(),
+            place: started.place.clone(),
+            number: started.number,
+            engine: Arc::clone(&started.engine),
+            job: ArcSwapOption::empty(),
+            detached: Notify::new(),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+        }
+    }
+
+    pub(super) fn set_job(&self, job: Arc<Job>) {
+        self.job.store(Some(job));
+    }
+
+    pub(super) fn session(&self) -> &str {
+        &self.session
+    }
+
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Waits until somebody has detached the mount by force.
+    pub(super) async fn detached(&self) {
+        self.detached.notified().await;
+    }
+
+    /// The state of the copy, from memory.
+    pub(super) fn status_now(&self) -> StatusReport {
+        let (tally, job) = (self.engine.tally(), self.job.load_full());
+        let phase = job.as_ref().map_or(JobPhase::Idle, |job| job.phase(tally.is_scanned));
+        let stats = self.engine.stats();
+        let left = tally.bytes.saturating_sub(tally.bytes_local);
+        let report = StatusReport {
+            session: self.session.clone(),
+            job: job.map(|job| job.name.clone()).unwrap_or_default(),
+            source: self.place.source.clone(),
+            started_at: timestamp(self.started_at),
+            elapsed_s: self.started.elapsed().as_secs_f64(),
+            percent: percent(&tally, phase),
+            files: self.file_counts(&tally),
+            proof: ProofCounts {
+                source_checksum: stats.proof_source_checksum.get(),
+                transfer: stats.proof_transfer.get(),
+                adopted_unverified: stats.proof_adopted_unverified.get(),
+            },
+            bytes: ByteCounts {
+                total: tally.bytes,
+                local: tally.bytes_local,
+                fetched: stats.bytes_fetched.get(),
+                served: stats.bytes_served.get(),
+                wasted: stats.bytes_wasted.get(),
+            },
+            rate_bytes_per_s: stats.rate.bytes_per_s(),
+            eta_s: (phase == JobPhase::Hydrating).then(|| stats.rate.eta_s(left)).flatten(),
+            chunks: self.chunk_counts(),
+            active: self.active(),
+            errors: self.errors(),
+            ..StatusReport::of(&self.place.mountpoint, &self.place.destination)
+        };
+        let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);
+        let paused_by = (fills && self.engine.is_short_of_room()).then_some(PausedBy::Space);
+        report.in_phase(phase, paused_by)
+    }
+
+    fn file_counts(&self, tally: &Tally) -> FileCounts {
+        let stats = self.engine.stats();
+        FileCounts {
+            total: tally.files,
+            published: tally.files_published,
+            partial: tally.files_partial,
+            failed: stats.entries_failed(),
+            changed: stats.files_changed.get(),
+            warnings: stats.metadata_lost.get() + stats.names_refused.get(),
+        }
+    }
+
+    fn chunk_counts(&self) -> ChunkCounts {
+        let stats = self.engine.stats();
+        ChunkCounts {
+            total: stats.chunks_begun.get(),
+            active: self.engine.active_chunks().len() as u64,
+            queued: self.engine.queued_chunks() as u64,
+            done: stats.chunks_done.get(),
+            failed: stats.chunks_failed.get(),
+            retried: stats.chunks_retried.get(),
+        }
+    }
+
+    fn active(&self) -> Vec<ActiveChunk> {
+        let active = self.engine.active_chunks();
+        active
+            .iter()
+            .map(|(chunk, file)| ActiveChunk {
+                chunk: chunk.id.0,
+                path: JsonPath::new(file.path.as_path()),
+                offset: chunk.range.start,
+                len: chunk.range.len(),
+                landed: chunk.landed(),
+                priority: chunk.priority().as_str().to_owned(),
+            })
+            .collect()
+    }
+
+    fn errors(&self) -> Vec<FileError> {
+        let errors = self.engine.stats().errors();
+        errors
+            .iter()
+            .map(|note| FileError {
+                path: JsonPath::new(note.path.as_path()),
+                kind: note.kind.as_str().to_owned(),
+                message: note.message.clone(),
+                at: timestamp(note.at),
+            })
+            .collect()
+    }
+
+    /// Everything that waits, into the log.
+    pub(super) fn log_everything_waiting(&self) {
+        let waiting = self.engine.waiting();
+        tracing::info!(
+            waiting = waiting.len(),
+            active = self.engine.active_chunks().len(),
+            "what waits now"
+        );
+        for one in waiting {
+            self.log_waiting(&one, "waits");
+        }
+        for (chunk, file) in self.engine.active_chunks() {
+            tracing::info!(chunk = chunk.id.0, ino = file.ino, path = %file.path, range = %chunk.range, landed = chunk.landed(), "chunk runs");
+        }
+    }
+
+    pub(super) fn log_waiting(&self, one: &Waiting, what: &str) {
+        let noted = &one.noted;
+        let waited_ms = self.engine.now_ms().saturating_sub(noted.since_ms);
+        tracing::warn!(
+            req = noted.request, op = noted.operation.as_str(), ino = noted.ino, path = %one.path,
+            offset = noted.offset, len = noted.len, pid = noted.pid, waited_ms, chunks = ?one.chunks, "{what}"
+        );
+    }
+
+    fn stuck_operation(&self, one: &Waiting) -> StuckOperation {
+        let noted = &one.noted;
+        let waits_for = match one.chunks.first() {
+            Some((chunk, landed)) => format!("chunk {chunk}, {landed} bytes landed"),
+            None => "the source".to_owned(),
+        };
+        StuckOperation {
+            id: noted.request,
+            kind: noted.operation.as_str().to_owned(),
+            ino: noted.ino,
+            path: JsonPath::new(&one.path),
+            offset: noted.offset,
+            len: noted.len,
+            waits_for,
+            chunk: one.chunks.first().map(|(chunk, _)| *chunk),
+            since_ms: self.engine.now_ms().saturating_sub(noted.since_ms),
+            thread: u64::from(noted.pid),
+        }
+    }
+}
+
+fn percent(tally: &Tally, phase: JobPhase) -> f64 {
+    if phase == JobPhase::Complete {
+        return 100.0;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+    let share = tally.bytes_local as f64 / tally.bytes.max(1) as f64;
+    // Full only when everything is published.
+    (share * 100.0).clamp(0.0, 99.9)
+}
+
+#[async_trait]
+impl Controlled for Reporter {
+    async fn status(&self) -> StatusReport {
+        self.status_now()
+    }
+
+    async fn stuck(&self) -> StuckReport {
+        let operations =
+            self.engine.waiting().iter().map(|one| self.stuck_operation(one)).collect();
+        StuckReport { schema: SCHEMA, session: self.session.clone(), operations }
+    }
+
+    async fn unmount(&self, request: UnmountRequest) -> Result<()> {
+        let mode = if request.force { UnmountMode::Detach } else { UnmountMode::Normal };
+        let (mountpoint, number) = (self.place.mountpoint.clone(), self.number);
+        let patient_until = Instant::now() + LAST_CLOSE;
+        loop {
+            let mountpoint = mountpoint.clone();
+            let unmount = move || unmount_ours(&mountpoint, number, mode).map(drop);
+            match crate::engine::on_disk("unmount", unmount).await {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < patient_until => {
+                    tokio::time::sleep(LAST_CLOSE / 10).await;
+                }
+                result => break result?,
+            }
+        }
+        if request.force {
+            self.detached.notify_one();
+        }
+        Ok(())
+    }
+}

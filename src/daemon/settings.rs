@@ -1,0 +1,190 @@
+//! What a daemon is told to do, validated: raw arguments end in the command line.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+use crate::vfs::mount::MountOptions;
+
+/// Everything that `lazycopy mount` decides before the start. Paths are absolute, and not yet looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountSettings {
+    /// What is copied.
+    pub source: SourceSpec,
+    /// Where it is shown.
+    pub mountpoint: PathBuf,
+    /// Where finished files become plain files.
+    pub destination: PathBuf,
+    /// What is fetched besides what is read.
+    pub fill: Fill,
+    /// The kernel's side.
+    pub mount: MountOptions,
+    /// How the tree follows its source.
+    pub tree: TreeSettings,
+    /// How reads behave.
+    pub reads: ReadSettings,
+    /// What becomes a plain file, and how.
+    pub publish: PublishSettings,
+    /// Threads that take requests from the kernel; at least 1.
+    pub fuse_threads: usize,
+}
+
+/// What is fetched besides what is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// Nothing.
+    OnDemand,
+    /// The whole tree, in the background.
+    Everything,
+}
+
+/// How the tree follows its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TreeSettings {
+    /// When a listing is old; `None` = as the kind of source has it.
+    pub refresh: Option<Refresh>,
+    /// Goes into other file systems below a local source.
+    pub cross_mounts: bool,
+}
+
+/// When a listing is old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refresh {
+    /// After this long.
+    After(Duration),
+    /// Never.
+    Never,
+}
+
+/// How reads behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadSettings {
+    /// Longest time without progress; `None` = wait for ever.
+    pub timeout: Option<Duration>,
+}
+
+/// What becomes a plain file, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PublishSettings {
+    /// What to do with files that the destination has already.
+    pub existing: Existing,
+    /// Keeps set-user-id, set-group-id and file capabilities.
+    pub preserve_privileged: bool,
+    /// Metadata that cannot be kept fails the file.
+    pub strict_metadata: bool,
+    /// Bytes of the destination that stay free; `None` = max(1 GiB, min(5 %, 64 GiB)).
+    pub reserve: Option<u64>,
+}
+
+/// What to do with files that the destination has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Existing {
+    /// Keep those whose content proves equal; another size or type stops the start.
+    #[default]
+    Adopt,
+    /// Keep those of equal size and time unread, counted as adopted-unverified.
+    AdoptFast,
+    /// Replace them.
+    Overwrite,
+    /// Stop before the start if there is any.
+    Fail,
+}
+
+/// Where the source is, as far as its spelling tells.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SourceSpec {
+    /// An absolute path of this machine.
+    Local(PathBuf),
+    /// A URL as it was typed; it may hold credentials, so it is never shown.
+    Url(String),
+}
+
+impl std::fmt::Debug for SourceSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SourceSpec::Local(path) => f.debug_tuple("Local").field(path).finish(),
+            SourceSpec::Url(_) => f.write_str("Url(…)"),
+        }
+    }
+}
+
+impl SourceSpec {
+    /// Reads SOURCE; a relative path is taken from the current directory.
+    ///
+    /// # Errors
+    /// `Invalid` for an empty or remote `file:` URL; `NotSupported` for a scheme that is not built yet.
+    pub fn parse(text: &OsStr) -> Result<Self> {
+        let invalid = |why: &str| Error::new(Kind::Invalid, "use source").because(why);
+        if text.is_empty() {
+            return Err(invalid("it is empty"));
+        }
+        let Some((scheme, rest)) = text.to_str().and_then(split_scheme) else {
+            let path = std::path::absolute(Path::new(text))
+                .map_err(|error| Error::io("use source", error).at(text))?;
+            return Ok(Self::Local(path));
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "file" => {
+                let url = url::Url::parse(text.to_str().unwrap_or_default())
+                    .map_err(|error| invalid("not a URL").caused_by(error))?;
+                let path = url.to_file_path().map_err(|()| {
+                    invalid("a file: URL names a path of this machine: file:///directory")
+                })?;
+                Ok(Self::Local(path))
+            }
+            "http" | "https" if rest.is_empty() => Err(invalid("the URL has no host")),
+            "http" | "https" => Ok(Self::Url(text.to_string_lossy().into_owned())),
+            other => Err(Error::new(Kind::NotSupported, "use source")
+                .because(format!("{other}: sources are not built yet"))
+                .hint("possible: a directory or file, file:///…, http://…, https://…")),
+        }
+    }
+}
+
+/// `scheme`, what follows `://`; a plain path has no scheme.
+fn split_scheme(text: &str) -> Option<(&str, &str)> {
+    if let Some(rest) = text.strip_prefix("manifest:") {
+        return Some(("manifest", rest));
+    }
+    let (scheme, rest) = text.split_once("://")?;
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    is_scheme.then_some((scheme, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<SourceSpec> {
+        SourceSpec::parse(OsStr::new(text))
+    }
+
+    #[test]
+    fn a_source_is_a_path_unless_it_is_spelled_like_a_url() {
+        let local = |path: &str| SourceSpec::Local(PathBuf::from(path));
+        assert_eq!(parse("/a b").unwrap(), local("/a b"));
+        assert_eq!(parse("file:///a%20b").unwrap(), local("/a b"));
+        assert_eq!(parse("/x/a://b").unwrap(), local("/x/a://b"));
+        let SourceSpec::Local(relative) = parse("a").unwrap() else { panic!() };
+        assert!(relative.is_absolute() && relative.ends_with("a"));
+        assert_eq!(parse("HTTP://h/ü b").unwrap(), SourceSpec::Url("HTTP://h/ü b".to_owned()));
+    }
+
+    #[test]
+    fn what_is_not_built_yet_says_so() {
+        for text in ["s3://b/p", "sftp://u@h/d", "manifest:x"] {
+            assert_eq!(parse(text).unwrap_err().kind(), Kind::NotSupported, "{text}");
+        }
+        for text in ["", "http://", "file://host/x"] {
+            assert_eq!(parse(text).unwrap_err().kind(), Kind::Invalid, "{text}");
+        }
+    }
+
+    #[test]
+    fn credentials_of_a_url_do_not_reach_debug_output() {
+        let source = parse("https://user:secret@h/").unwrap();
+        assert!(!format!("{source:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,282 @@
+//! Everything before the first answer to the kernel. What can be refused is refused before anything is changed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::core::path::RelPath;
+use crate::daemon::settings::{Existing, Fill, MountSettings, Refresh, SourceSpec};
+use crate::daemon::signals::Signals;
+use crate::engine::Engine;
+use crate::engine::settings::{EngineSettings, ExistingPolicy};
+use crate::error::{Error, Kind, Result};
+use crate::source::Source;
+use crate::source::http::{HttpOptions, HttpSource};
+use crate::source::local::{LocalOptions, LocalSource};
+use crate::store::{Destination, DestinationOptions, RESERVED_NAMES};
+use crate::vfs::attributes::Appearance;
+use crate::vfs::front::{FrontSettings, StatfsAnswer};
+use crate::vfs::mount::{self, UnmountMode, unmount_ours};
+use crate::vfs::mountinfo::DeviceNumber;
+use crate::vfs::mountpoint;
+use crate::vfs::read_ahead::set_read_ahead;
+use crate::vfs::session::RunningSession;
+
+/// The kernel's read-ahead while files are incomplete: one fault of a mapping fetches that much.
+const READ_AHEAD_KIB: u32 = 512;
+/// What the kernel may answer by itself where nothing is ever asked again.
+const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Names of the places that a daemon connects.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Without secrets.
+    pub(super) source: String,
+    pub(super) mountpoint: PathBuf,
+    pub(super) destination: PathBuf,
+}
+
+/// A daemon that serves.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) place: Place,
+    pub(super) fill: Fill,
+    pub(super) engine: Arc<Engine>,
+    pub(super) destination: Arc<Destination>,
+    pub(super) statfs: Arc<ArcSwap<StatfsAnswer>>,
+    pub(super) session: RunningSession,
+    pub(super) number: DeviceNumber,
+}
+
+impl Started {
+    /// What there is and where, for people.
+    pub(super) fn first_line(&self) -> String {
+        let Place { source, mountpoint, destination } = &self.place;
+        let keeps = match self.fill {
+            Fill::OnDemand => "what is read is kept",
+            Fill::Everything => "everything is copied",
+        };
+        format!("{} shows {source}; {keeps} in {}", mountpoint.display(), destination.display())
+    }
+}
+
+/// Lets this process open as many files as it may.
+pub(super) fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "limit of open files stays as it is");
+    }
+}
+
+/// Checks, opens, mounts.
+pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)> {
+    let place = check_places(&settings)?;
+    let source = open_source(&settings.source, settings.tree.cross_mounts).await?;
+    let place = Place { source: source.display_name().to_owned(), ..place };
+    check_reserved_names(&*source).await?;
+    let destination = open_destination(&place, &settings).await?;
+    let engine_settings = engine_settings(&settings, &*source);
+    let ttl = engine_settings.refresh.unwrap_or(FOR_EVER);
+    let has_modes = source.traits().has_modes;
+    let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
+    engine.check_existing().await?;
+    engine.look_at_space().await?;
+    write_marker(&destination, &place).await?;
+
+    let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
+    let front = FrontSettings {
+        appearance: appearance(ttl, settings.mount.allow_other),
+        has_acls: has_modes,
+    };
+    let mut mount_options = settings.mount.clone();
+    mount_options.fsname.get_or_insert_with(|| place.source.clone());
+    // Before there is a mount that a signal could leave behind without a daemon.
+    let signals = Signals::listen()?;
+    let mounted = mount::mount(&place.mountpoint, &mount_options)?;
+    let number = mounted.number;
+    set_read_ahead(number, READ_AHEAD_KIB);
+    let session = RunningSession::start(
+        Arc::clone(&engine),
+        notices,
+        mounted,
+        front,
+        Arc::clone(&statfs),
+        settings.fuse_threads,
+    );
+    let session = session.inspect_err(|_| {
+        // Nothing is left behind that nobody serves.
+        if let Err(error) = unmount_ours(&place.mountpoint, number, UnmountMode::Detach) {
+            tracing::error!(%error, "mount without a daemon left behind");
+        }
+    })?;
+    let fill = settings.fill;
+    Ok((Started { place, fill, engine, destination, statfs, session, number }, signals))
+}
+
+/// Mountpoint and nesting, by their canonical paths. Nothing is changed but a dead mount of ours taken away.
+fn check_places(settings: &MountSettings) -> Result<Place> {
+    let cleaned = mountpoint::clean_stale(&settings.mountpoint)?;
+    if cleaned > 0 {
+        tracing::info!(cleaned, "took away a mount whose daemon is gone");
+    }
+    let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
+    let destination = canonical_destination(&settings.destination)?;
+    let source = match &settings.source {
+        SourceSpec::Local(path) => Some(std::fs::canonicalize(path).map_err(|error| {
+            Error::io("open source", error)
+                .at(path)
+                .hint("SOURCE must be an existing directory or file")
+        })?),
+        SourceSpec::Url(_) => None,
+    };
+    mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
+    Ok(Place { source: String::new(), mountpoint, destination })
+}
+
+/// DIR may be missing; its parent may not.
+fn canonical_destination(path: &Path) -> Result<PathBuf> {
+    match std::fs::canonicalize(path) {
+        Ok(path) => Ok(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+                return Err(Error::io("open destination", error).at(path));
+            };
+            let parent = std::fs::canonicalize(parent).map_err(|error| {
+                Error::io("open destination", error)
+                    .at(path)
+                    .because("neither it nor the directory above it exists")
+                    .hint("make the directory above it first")
+            })?;
+            Ok(parent.join(name))
+        }
+        Err(error) => Err(Error::io("open destination", error).at(path)),
+    }
+}
+
+async fn open_source(spec: &SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
+    match spec.clone() {
+        SourceSpec::Local(path) => {
+            let options = LocalOptions { cross_mounts };
+            let open = move || LocalSource::open(&path, options);
+            Ok(Arc::new(crate::engine::on_disk("open source", open).await?))
+        }
+        SourceSpec::Url(url) => Ok(Arc::new(HttpSource::open(&url, HttpOptions::default()).await?)),
+    }
+}
+
+/// Names that we need ourselves must not be in the source's root.
+async fn check_reserved_names(source: &dyn Source) -> Result<()> {
+    if source.single_file().is_some() {
+        return Ok(());
+    }
+    for name in RESERVED_NAMES {
+        match source.stat(&RelPath::root().child(name.as_ref())?).await {
+            Err(error) if error.kind() == Kind::NotFound => {}
+            // Many servers refuse every name with a dot, whether it is there or not; a listing will not show it.
+            Err(error) if error.kind() == Kind::Denied && source.traits().is_remote => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                return Err(Error::new(Kind::Invalid, "use source")
+                    .at(source.display_name())
+                    .because(format!("it holds {name}, a name that the destination needs for itself"))
+                    .hint("is this the destination of another copy? Copy its content from elsewhere, or rename it"));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc<Destination>> {
+    let options = DestinationOptions {
+        preserve_privileged: settings.publish.preserve_privileged,
+        strict_metadata: settings.publish.strict_metadata,
+        ..DestinationOptions::default()
+    };
+    let path = place.destination.clone();
+    let destination = crate::engine::on_disk("open destination", move || {
+        let destination = Destination::open(&path, options)?;
+        let space = destination.space()?;
+        if space.free_bytes == 0 || space.free_inodes == 0 {
+            return Err(Error::new(Kind::NoSpace, "open destination")
+                .at(&path)
+                .because("its file system is full")
+                .hint("free some space, or choose another --dest"));
+        }
+        Ok(destination)
+    })
+    .await?;
+    for missing in destination.abilities().missing() {
+        tracing::warn!(ability = missing.ability, cost = missing.cost, "destination");
+    }
+    Ok(Arc::new(destination))
+}
+
+async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+    let go_on = format!(
+        "lazycopy mount --hydrate --dest {} {} {}",
+        quoted(&place.destination),
+        quoted(Path::new(&place.source)),
+        quoted(&place.mountpoint)
+    );
+    let (destination, source) = (Arc::clone(destination), place.source.clone());
+    crate::engine::on_disk("write marker", move || destination.write_marker(&source, &go_on)).await
+}
+
+/// As a shell takes it as one word.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSettings {
+    EngineSettings {
+        read_timeout: settings.reads.timeout,
+        refresh: match settings.tree.refresh {
+            None => Some(source.traits().refresh),
+            Some(Refresh::After(age)) => Some(age),
+            Some(Refresh::Never) => None,
+        },
+        reserve: settings.publish.reserve,
+        existing: match settings.publish.existing {
+            Existing::Adopt => ExistingPolicy::Adopt,
+            Existing::AdoptFast => ExistingPolicy::AdoptFast,
+            Existing::Overwrite => ExistingPolicy::Overwrite,
+            Existing::Fail => ExistingPolicy::Fail,
+        },
+        ..EngineSettings::default()
+    }
+}
+
+/// Root shows owners as the source has them; for anybody else everything is his own. A source without modes is private, unless others
+/// are let in.
+fn appearance(ttl: Duration, allow_other: bool) -> Appearance {
+    let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Appearance {
+        owner: (user.0 != 0).then_some(user),
+        file_mode: if allow_other { 0o644 } else { 0o600 },
+        directory_mode: if allow_other { 0o755 } else { 0o700 },
+        ttl,
+        fallback_owner: user,
+        started_at: SystemTime::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_in_the_marker_survives_a_shell() {
+        assert_eq!(quoted(Path::new("/a/b-c.d")), "/a/b-c.d");
+        assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+        assert_eq!(quoted(Path::new("")), "''");
+    }
+}

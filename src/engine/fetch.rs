@@ -1,0 +1,363 @@
+//! Chunk downloaders: from the source into backing files.
+//!
+//! A fetch task owns its lease. Whatever happens to who asked, it goes on; however it ends, all who wait are woken.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::core::claims::{Chunk, Lead, Lease};
+use crate::core::ids::{ChunkId, Ids};
+use crate::core::permits::{Acquired, Permit, Permits};
+use crate::core::plan::{Pace, Reach};
+use crate::core::priority::Priority;
+use crate::core::range::ByteRange;
+use crate::core::table::Table;
+use crate::engine::file::{ChunkHasher, LazyFile};
+use crate::engine::settings::EngineSettings;
+use crate::engine::stats::Stats;
+use crate::engine::{Engine, jitter, on_disk};
+use crate::error::{Error, Kind, Result};
+use crate::source::{ByteStream, Source};
+use crate::store::BackingFile;
+
+/// Bytes gathered before they are written, at most.
+const WRITE_BYTES: usize = 256 * 1024;
+/// How long gathered bytes wait for more when nobody waits for them.
+const GATHER: Duration = Duration::from_millis(5);
+/// Permits that only demand may use.
+const RESERVED_FOR_DEMAND: usize = 8;
+
+/// Requests to one source.
+#[derive(Debug)]
+pub struct Fetcher {
+    source: Arc<dyn Source>,
+    permits: Arc<Permits>,
+    /// Hands out chunk numbers.
+    pub(crate) ids: Ids,
+    /// Chunks that run, with the file they belong to.
+    active: Table<ChunkId, (Arc<Chunk>, Arc<LazyFile>)>,
+    pace: Pace,
+    stats: Arc<Stats>,
+    stall: Duration,
+}
+
+/// What was gathered from a stream, and why gathering ended.
+struct Gathered {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    end: Option<Result<()>>,
+}
+
+impl Fetcher {
+    /// Nothing runs yet.
+    pub fn new(
+        source: Arc<dyn Source>,
+        settings: &EngineSettings,
+        stats: Arc<Stats>,
+        first_chunk: u64,
+    ) -> Self {
+        let connections = source.traits().connections.max(2);
+        let reserved = RESERVED_FOR_DEMAND.min(connections / 2);
+        Self {
+            permits: Permits::new(connections, reserved),
+            pace: Pace::new(connections - reserved),
+            ids: Ids::starting_at(first_chunk),
+            active: Table::default(),
+            stall: settings.stall,
+            source,
+            stats,
+        }
+    }
+
+    /// How far ahead and in what pieces to fetch now.
+    pub fn reach(&self) -> Reach {
+        self.pace.reach()
+    }
+
+    /// The chunks that run, with their files.
+    pub fn active(&self) -> Vec<(Arc<Chunk>, Arc<LazyFile>)> {
+        self.active.values()
+    }
+
+    /// Requests that wait for a permit.
+    pub fn queued(&self) -> usize {
+        self.permits.queued()
+    }
+
+    async fn permit(&self, priority: Priority) -> Option<Permit> {
+        match self.permits.acquire(priority) {
+            Acquired::Now(permit) => Some(permit),
+            Acquired::Queued(mut ticket) => {
+                ticket.signal().await;
+                ticket.permit()
+            }
+        }
+    }
+
+    /// Asks once for what remains of the lease and lands what comes.
+    async fn attempt(
+        &self,
+        file: &Arc<LazyFile>,
+        backing: &Arc<BackingFile>,
+        lease: &mut Lease,
+        hasher: &mut Option<ChunkHasher>,
+    ) -> Result<()> {
+        let range = lease.remaining();
+        let begun = Instant::now();
+        let asked = self.source.read(&file.path, range, file.fingerprint());
+        let mut stream = self.moving(asked, range).await??;
+        let mut first_byte = None;
+        while !lease.remaining().is_empty() {
+            let gathered = self.gather(&mut stream, lease).await;
+            let waited = *first_byte.get_or_insert_with(|| begun.elapsed());
+            self.land(file, backing, lease, hasher, gathered.pieces, gathered.bytes).await?;
+            match gathered.end {
+                Some(Err(error)) => return Err(error),
+                Some(Ok(())) if !lease.remaining().is_empty() => {
+                    return Err(Error::new(Kind::Unreachable, "read from source").because(
+                        format!("the answer ended {} bytes early", lease.remaining().len()),
+                    ));
+                }
+                _ => {}
+            }
+            if lease.remaining().is_empty() {
+                self.pace.observe(waited, begun.elapsed().saturating_sub(waited), range.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for `next`, but no longer than a stall.
+    async fn moving<T>(&self, next: impl Future<Output = T>, range: ByteRange) -> Result<T> {
+        tokio::time::timeout(self.stall, next).await.map_err(|late| {
+            Error::new(Kind::Timeout, "read from source")
+                .because(format!("nothing came for {:?} while reading {range}", self.stall))
+                .caused_by(late)
+        })
+    }
+
+    /// Takes what is ready, up to a write's worth; waits for a first piece, and a moment for more unless somebody waits for what is here.
+    async fn gather(&self, stream: &mut ByteStream, lease: &Lease) -> Gathered {
+        let mut gathered = Gathered { pieces: Vec::new(), bytes: 0, end: None };
+        let range = lease.remaining();
+        while gathered.bytes < WRITE_BYTES && gathered.end.is_none() {
+            let next = match stream.next().now_or_never() {
+                Some(ready) => ready,
+                None if gathered.bytes == 0 => match self.moving(stream.next(), range).await {
+                    Ok(next) => next,
+                    Err(stalled) => Some(Err(stalled)),
+                },
+                None if lease.is_awaited() => break,
+                None => match tokio::time::timeout(GATHER, stream.next()).await {
+                    Ok(next) => next,
+                    Err(_nothing_more) => break,
+                },
+            };
+            match next {
+                Some(Ok(piece)) if piece.is_empty() => lease.beat(),
+                Some(Ok(piece)) => {
+                    gathered.bytes += piece.len();
+                    gathered.pieces.push(piece);
+                }
+                Some(Err(error)) => gathered.end = Some(Err(error)),
+                None => gathered.end = Some(Ok(())),
+            }
+        }
+        gathered
+    }
+
+    async fn land(
+        &self,
+        file: &Arc<LazyFile>,
+        backing: &Arc<BackingFile>,
+        lease: &mut Lease,
+        hasher: &mut Option<ChunkHasher>,
+        pieces: Vec<Bytes>,
+        bytes: usize,
+    ) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let remaining = lease.remaining();
+        if bytes as u64 > remaining.len() {
+            return Err(Error::new(Kind::Corrupt, "read from source")
+                .at(file.path.as_path())
+                .because("the source sent more bytes than were asked for"));
+        }
+        let mut own = hasher
+            .take()
+            .unwrap_or_else(|| ChunkHasher::new(lease.chunk().range.start, file.size()));
+        let (file, backing) = (Arc::clone(file), Arc::clone(backing));
+        let (written, own) = on_disk("write backing file", move || {
+            let written = file.write(&backing, remaining.start, &pieces, &mut own);
+            Ok((written, own))
+        })
+        .await
+        .map_err(Error::of_destination)?;
+        *hasher = Some(own);
+        written.map_err(Error::of_destination)?;
+        self.stats.bytes_fetched.add(bytes as u64);
+        if lease.landed(bytes as u64) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Stale, "read from source").because("its bytes were taken back"))
+    }
+}
+
+impl Engine {
+    /// Fetches a claimed chunk in a task of its own.
+    pub(crate) fn start_fetch(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        lease: Lease,
+        priority: Priority,
+    ) {
+        let (engine, file) = (Arc::clone(self), Arc::clone(file));
+        self.runtime.spawn(async move {
+            let permit = engine.fetcher.permit(priority).await;
+            engine.run_chunk(file, lease, permit).await;
+        });
+    }
+
+    /// Fetches what is missing in `range`, chunk by chunk as permits come, in a task of its own. Claims nothing before it has a
+    /// permit, and stops when `wanted` is gone.
+    pub(crate) fn fetch_ahead<T: Send + Sync + 'static>(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        range: ByteRange,
+        wanted: Weak<T>,
+    ) {
+        let (engine, file) = (Arc::clone(self), Arc::clone(file));
+        self.runtime.spawn(async move {
+            let mut rest = range;
+            while !rest.is_empty() {
+                let Some(permit) = engine.fetcher.permit(Priority::Readahead).await else { return };
+                if wanted.strong_count() == 0 || file.is_stale() {
+                    return;
+                }
+                let Some(led) = engine.lead_with(&file, rest, Priority::Readahead, permit) else {
+                    return;
+                };
+                rest = ByteRange::new(led.end, rest.end);
+            }
+        });
+    }
+
+    /// Leads the first free part of `range` with a permit in hand; `None` if there is none. Returns the chunk's range.
+    pub(crate) fn lead_with(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        range: ByteRange,
+        priority: Priority,
+        permit: Permit,
+    ) -> Option<ByteRange> {
+        let chunk_bytes = self.fetcher.reach().chunk;
+        let now = Instant::now();
+        match file.claims.lead(range, priority, chunk_bytes, &self.fetcher.ids, now) {
+            Lead::Lease(lease) => {
+                let led = lease.chunk().range;
+                let (engine, file) = (Arc::clone(self), Arc::clone(file));
+                self.runtime.spawn(async move {
+                    engine.run_chunk(file, lease, Some(permit)).await;
+                });
+                Some(led)
+            }
+            Lead::Running | Lead::Failed(_) | Lead::Covered => None,
+        }
+    }
+
+    /// Waits for a background permit.
+    pub(crate) async fn background_permit(&self) -> Option<Permit> {
+        self.fetcher.permit(Priority::Hydration).await
+    }
+
+    /// Fetches one chunk to its end, with retries that resume where the last attempt stopped.
+    async fn run_chunk(
+        self: &Arc<Self>,
+        file: Arc<LazyFile>,
+        mut lease: Lease,
+        permit: Option<Permit>,
+    ) {
+        let chunk = Arc::clone(lease.chunk());
+        let entry = (Arc::clone(&chunk), Arc::clone(&file));
+        self.fetcher.active.insert(chunk.id, entry);
+        self.stats.chunks_begun.increment();
+        tracing::trace!(chunk = chunk.id.0, ino = file.ino, path = %file.path, range = %chunk.range, "chunk enter");
+        let result = self.fetch_with_retries(&file, &mut lease).await;
+        drop(permit);
+        self.fetcher.active.remove(&chunk.id);
+        tracing::trace!(chunk = chunk.id.0, ino = file.ino, ok = result.is_ok(), "chunk exit");
+        match result {
+            Ok(()) => {
+                self.stats.chunks_done.increment();
+                lease.commit();
+                self.note_landed(&file);
+                self.seal_if_complete(&file);
+            }
+            Err(error) => {
+                if error.kind() == Kind::NoSpace {
+                    self.room.ran_out();
+                }
+                self.stats.chunks_failed.increment();
+                self.note_landed(&file);
+                self.note_failure(&file, &error);
+                let until = Instant::now() + self.settings.failure_memory();
+                lease.fail(error.at(file.path.as_path()), until);
+            }
+        }
+    }
+
+    async fn fetch_with_retries(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        lease: &mut Lease,
+    ) -> Result<()> {
+        if file.is_stale() {
+            return Err(Error::new(Kind::Stale, "read from source").at(file.path.as_path()));
+        }
+        // Before any part is made: what an earlier life left and what lands now lie in one file.
+        self.restore(file).await;
+        if file.phase.get() == crate::core::phase::Phase::Published {
+            return Ok(()); // all of it was here
+        }
+        let backing =
+            file.ensure_backing(&self.destination).await.map_err(Error::of_destination)?;
+        file.phase.advance(crate::core::phase::Phase::Filling);
+        file.note_request();
+        let mut hasher = None;
+        let mut attempt = 1;
+        loop {
+            let Err(error) = self.fetcher.attempt(file, &backing, lease, &mut hasher).await else {
+                return Ok(());
+            };
+            // What did not reach the disk was hashed already: it is not asked for again under this lease.
+            if error.is_of_destination() {
+                return Err(error);
+            }
+            // A file that is gone is another version for who has it open.
+            let gone = matches!(error.kind(), Kind::NotFound | Kind::Stale);
+            if gone {
+                self.found_stale(file);
+                return Err(error.kinded(Kind::Stale));
+            }
+            let Some(wait) = self.settings.retry.wait_after(attempt, &error, jitter()) else {
+                return Err(error);
+            };
+            tracing::debug!(chunk = lease.chunk().id.0, path = %file.path, attempt, %error, "retry");
+            self.stats.chunks_retried.increment();
+            attempt += 1;
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn note_failure(&self, file: &LazyFile, error: &Error) {
+        if error.kind() == Kind::Stale {
+            return;
+        }
+        self.stats.remember(&file.path, error);
+        tracing::warn!(path = %file.path, ino = file.ino, kind = %error.kind(), %error, "chunk failed");
+    }
+}

@@ -1,0 +1,292 @@
+//! The whole tree in the background, in listing order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::core::attributes::EntryKind;
+use crate::core::path::RelPath;
+use crate::core::phase::Phase;
+use crate::core::range::ByteRange;
+use crate::engine::file::LazyFile;
+use crate::engine::listing::Listed;
+use crate::engine::node::Node;
+use crate::engine::room::LOOK;
+use crate::engine::{Engine, ROOT_INO, on_disk};
+use crate::error::{Error, Kind, Result};
+use crate::store::verify::compare_files;
+use crate::store::{Metadata, Replace};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Times that a file which changes or fails is begun again within one run.
+const TRIES: u32 = 3;
+
+/// Pause before a file is begun again; longer each time.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether a file that failed is worth another try within one run.
+fn may_go_better(error: &Error) -> bool {
+    error.is_transient() || matches!(error.kind(), Kind::Stale | Kind::Corrupt | Kind::Io)
+}
+
+/// One directory while its content is copied. It gets its own metadata when the last entry in it is there.
+#[derive(Debug)]
+struct DirectoryJob {
+    node: Arc<Node>,
+    parent: Option<Arc<DirectoryJob>>,
+    /// Entries under way, plus one while it is scanned. AcqRel: who takes the last sees the work of all.
+    open: AtomicU64,
+}
+
+impl Engine {
+    /// Copies everything. Returns the number of entries that could not be copied; each is in status and log.
+    ///
+    /// # Errors
+    /// `Stale` if there is no root.
+    pub async fn hydrate(self: &Arc<Self>) -> Result<u64> {
+        let failures = Arc::new(AtomicU64::new(0));
+        let root = self.node(ROOT_INO)?;
+        let mut stack =
+            vec![Arc::new(DirectoryJob { node: root, parent: None, open: AtomicU64::new(1) })];
+        let mut tasks = JoinSet::new();
+        while let Some(job) = stack.pop() {
+            let mut directories = Vec::new();
+            let scanned = self.scan(&job).await;
+            for entry in self.note(&job.node.path, scanned, &failures).unwrap_or_default() {
+                job.open.fetch_add(1, Ordering::AcqRel);
+                if entry.kind == EntryKind::Directory {
+                    directories.push(entry);
+                    continue;
+                }
+                while tasks.len() >= self.settings.hydrate_files {
+                    tasks.join_next().await;
+                }
+                let (engine, job) = (Arc::clone(self), Arc::clone(&job));
+                let failures = Arc::clone(&failures);
+                tasks.spawn(async move {
+                    let copied = engine.hydrate_entry(&job.node, &entry).await;
+                    let path = job.node.path.child(&entry.name).unwrap_or(job.node.path.clone());
+                    engine.note(&path, copied, &failures);
+                    engine.close(job, &failures).await;
+                });
+            }
+            for entry in directories.into_iter().rev() {
+                let found = self.lookup(job.node.ino, &entry.name).await;
+                let path = job.node.path.child(&entry.name)?;
+                match self.note(&path, found, &failures) {
+                    Some(node) => stack.push(Arc::new(DirectoryJob {
+                        node,
+                        parent: Some(Arc::clone(&job)),
+                        open: AtomicU64::new(1),
+                    })),
+                    None => self.close(Arc::clone(&job), &failures).await,
+                }
+            }
+            self.close(job, &failures).await;
+        }
+        self.stats.scan_done.increment();
+        while tasks.join_next().await.is_some() {}
+        Ok(failures.load(Ordering::Acquire))
+    }
+
+    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Listed>> {
+        let listing = self.list(job.node.ino).await?;
+        let (destination, path) = (Arc::clone(&self.destination), job.node.path.clone());
+        on_disk("make directory", move || destination.ensure_directory(&path))
+            .await
+            .map_err(Error::of_destination)?;
+        Ok(listing.entries.clone())
+    }
+
+    fn note<T>(&self, path: &RelPath, result: Result<T>, failures: &AtomicU64) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) if error.kind() == Kind::NotFound => {
+                tracing::info!(%path, "vanished at the source");
+                None
+            }
+            Err(error) => {
+                failures.fetch_add(1, Ordering::AcqRel);
+                self.stats.failed(path, &error);
+                tracing::warn!(%path, kind = %error.kind(), %error, "not copied");
+                None
+            }
+        }
+    }
+
+    /// One entry of the directory is done; after the last one the directory gets its own metadata, and so on upwards.
+    async fn close(self: &Arc<Self>, mut job: Arc<DirectoryJob>, failures: &AtomicU64) {
+        while job.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let Some(parent) = job.parent.clone() else { return };
+            let finished = self.finish_directory(&job.node).await;
+            self.note(&job.node.path, finished, failures);
+            job = parent;
+        }
+    }
+
+    async fn metadata_of(&self, node: &Node) -> Result<Metadata> {
+        let asked = self.source.xattrs(&node.path);
+        let xattrs = self.within_deadline("read xattrs", asked).await?;
+        Ok(Metadata { attributes: (*node.attributes()).clone(), xattrs })
+    }
+
+    async fn finish_directory(&self, node: &Node) -> Result<()> {
+        let metadata = self.metadata_of(node).await?;
+        let (destination, path) = (Arc::clone(&self.destination), node.path.clone());
+        let finish = move || destination.finish_directory(&path, &metadata);
+        let losses = on_disk("finish directory", finish).await.map_err(Error::of_destination)?;
+        self.stats.metadata_lost.add(losses.len() as u64);
+        Ok(())
+    }
+
+    /// Removes the marker and gives DIR itself the metadata of the source's root.
+    ///
+    /// # Errors
+    /// What the destination says.
+    pub async fn finish_root(&self) -> Result<()> {
+        let root = self.node(ROOT_INO)?;
+        let metadata = match self.source.single_file() {
+            Some(_) => None,
+            None => Some(self.metadata_of(&root).await?),
+        };
+        let destination = Arc::clone(&self.destination);
+        let losses = on_disk("finish destination", move || {
+            destination.remove_marker()?;
+            destination.finish_root(metadata.as_ref())
+        })
+        .await?;
+        self.stats.metadata_lost.add(losses.len() as u64);
+        Ok(())
+    }
+
+    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Listed) -> Result<()> {
+        for tries in 1.. {
+            let node = self.lookup(directory.ino, &entry.name).await?;
+            let path = directory.path.child(&entry.name)?;
+            if node.kind() != EntryKind::File {
+                return self.publish_special(&node, path).await;
+            }
+            let file = node.file()?;
+            match self.hydrate_file(file).await {
+                Ok(()) if file.path == path => return Ok(()),
+                Ok(()) => return self.publish_link(&file.path, path).await,
+                // It may have changed or failed on its way: the next look starts over.
+                Err(error) if tries < TRIES && may_go_better(&error) => {
+                    tracing::debug!(%path, tries, %error, "begun again");
+                    // What a reader gave up after its own deadline is no verdict on the file.
+                    tokio::time::sleep(RETRY_PAUSE * tries).await;
+                    file.claims.forget_failures();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn hydrate_file(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
+        self.restore(file).await;
+        if file.phase.get() == Phase::Published {
+            return Ok(());
+        }
+        if self.adopt_if_candidate(file).await? {
+            return Ok(());
+        }
+        // Young files first rest until they are settled: fetched once instead of twice.
+        self.settle(file).await?;
+        self.ensure_layout(file).await?;
+        let whole = ByteRange::new(0, file.size());
+        while !file.claims.is_complete() {
+            if file.is_stale() {
+                return Err(Error::new(Kind::Stale, "copy file").at(file.path.as_path()));
+            }
+            self.wait_for_room().await;
+            let mut rest = whole;
+            while !self.room.is_short()
+                && let Some(permit) = self.background_permit().await
+                && let Some(led) =
+                    self.lead_with(file, rest, crate::core::priority::Priority::Hydration, permit)
+            {
+                rest = ByteRange::new(led.end, whole.end);
+            }
+            match self.recent_failure(file, whole) {
+                Some(error) if error.kind() == Kind::NoSpace => {
+                    file.claims.forget_failures();
+                    self.room.ran_out();
+                    continue;
+                }
+                Some(error) => return Err(error),
+                None if self.room.is_short() => continue,
+                None => {}
+            }
+            if let Some(mut waiter) = file.claims.wait_for(whole) {
+                waiter.signal().await;
+            }
+        }
+        self.seal_if_complete(file);
+        self.published(file).await
+    }
+
+    /// Waits until the destination has room again; the beat of the daemon looks.
+    async fn wait_for_room(&self) {
+        while self.room.is_short() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn recent_failure(&self, file: &LazyFile, range: ByteRange) -> Option<Error> {
+        file.claims.failed(range, std::time::Instant::now())
+    }
+
+    /// Publishes one more name of a published file. A file that has the name already is kept if it is the same or equal.
+    async fn publish_link(&self, first: &RelPath, path: RelPath) -> Result<()> {
+        let (destination, first) = (Arc::clone(&self.destination), first.clone());
+        let lost = on_disk("publish hard link", move || {
+            let error = match destination.publish_hard_link(&first, &path) {
+                Ok(()) => return Ok(0),
+                Err(error) if error.kind() == Kind::Exists => error,
+                Err(error) => return Err(error),
+            };
+            let identity = |path| destination.existing(path).map(|found| found.map(|e| e.identity));
+            if identity(&first)? == identity(&path)? {
+                return Ok(0);
+            }
+            let (one, other) =
+                (destination.open_published(&first)?, destination.open_published(&path)?);
+            // Equal bytes under a name of their own: kept; only the link is lost.
+            match compare_files(&one, &other)? {
+                None => Ok(1),
+                Some(_) => Err(error),
+            }
+        })
+        .await
+        .map_err(Error::of_destination)?;
+        self.stats.metadata_lost.add(lost);
+        Ok(())
+    }
+
+    async fn publish_special(self: &Arc<Self>, node: &Node, path: RelPath) -> Result<()> {
+        let metadata = self.metadata_of(node).await?;
+        let target = match node.kind() {
+            EntryKind::Symlink => Some(self.readlink(node).await?),
+            _ => None,
+        };
+        let destination = Arc::clone(&self.destination);
+        let losses = on_disk("publish entry", move || {
+            if destination.existing(&path)?.is_some() {
+                return Ok(0); // compared before the start
+            }
+            let published = match target {
+                Some(target) => {
+                    destination.publish_symlink(&path, &target, &metadata, Replace::Never)
+                }
+                None => destination.publish_node(&path, &metadata, Replace::Never),
+            };
+            Ok(published?.map(|published| published.losses.len()).unwrap_or(1)) // 1: not possible here
+        })
+        .await
+        .map_err(Error::of_destination)?;
+        self.stats.metadata_lost.add(losses as u64);
+        Ok(())
+    }
+}

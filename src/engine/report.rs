@@ -1,0 +1,107 @@
+//! What goes on, as plain values: for status, the progress bar and the log.
+
+use std::sync::Arc;
+
+use crate::core::claims::Chunk;
+use crate::core::in_flight::Noted;
+use crate::core::phase::Phase;
+use crate::engine::Engine;
+use crate::engine::file::LazyFile;
+use crate::engine::node::Body;
+use crate::engine::stats::Stats;
+
+/// What is known of the copy at one time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Regular files known.
+    pub files: u64,
+    /// Of these, plain files in the destination.
+    pub files_published: u64,
+    /// Of these, partly here.
+    pub files_partial: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that are here.
+    pub bytes_local: u64,
+    /// Whether every directory was listed, so that `files` and `bytes` are all there are.
+    pub is_scanned: bool,
+}
+
+/// One waiting operation with what it waits for.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The operation.
+    pub noted: Noted,
+    /// What it works on, if that is known.
+    pub path: String,
+    /// The chunks that will answer it: their numbers and bytes landed.
+    pub chunks: Vec<(u64, u64)>,
+}
+
+impl Engine {
+    /// The counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Counts what is here, file by file.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally {
+            files: self.stats.files_known.get(),
+            bytes: self.stats.bytes_known.get(),
+            is_scanned: self.stats.scan_done.get() > 0,
+            ..Tally::default()
+        };
+        for node in self.tree.nodes() {
+            let Body::File(file) = &node.body else { continue };
+            if file.is_stale() {
+                continue;
+            }
+            tally.bytes_local += file.claims.local_bytes();
+            match file.phase.get() {
+                Phase::Published => tally.files_published += 1,
+                Phase::Filling => tally.files_partial += 1,
+                _ => {}
+            }
+        }
+        tally
+    }
+
+    /// Takes a sample for the rate; called once a beat.
+    pub fn sample_rate(&self) {
+        self.stats.rate.sample(self.started.elapsed(), self.stats.bytes_fetched.get());
+    }
+
+    /// The chunks that run, with their files, in order of their numbers.
+    pub fn active_chunks(&self) -> Vec<(Arc<Chunk>, Arc<LazyFile>)> {
+        let mut active = self.fetcher.active();
+        active.sort_by_key(|(chunk, _)| chunk.id);
+        active
+    }
+
+    /// Requests that wait for a permit.
+    pub fn queued_chunks(&self) -> usize {
+        self.fetcher.queued()
+    }
+
+    /// Everything that waits now, oldest first.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        self.in_flight.all().into_iter().map(|noted| self.explain(noted)).collect()
+    }
+
+    /// What an operation waits for.
+    pub fn explain(&self, noted: Noted) -> Waiting {
+        let node = self.node(noted.ino).ok();
+        let path = node.as_ref().map_or_else(String::new, |node| node.path.to_string());
+        let chunks = node
+            .as_ref()
+            .and_then(|node| node.file().ok())
+            .map(|file| {
+                let want = crate::core::range::ByteRange::at(noted.offset, noted.len);
+                let running = file.claims.running_in(want);
+                running.iter().map(|chunk| (chunk.id.0, chunk.landed())).collect()
+            })
+            .unwrap_or_default();
+        Waiting { noted, path, chunks }
+    }
+}

@@ -1,0 +1,297 @@
+//! Going on where an earlier life ended: what the catalog vouches for is used again, and what lands is recorded each second.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::flight::Boarded;
+use crate::core::path::RelPath;
+use crate::core::phase::Phase;
+use crate::core::range::{BLOCK_SIZE, ByteRange};
+use crate::engine::file::LazyFile;
+use crate::engine::node::{Body, Node};
+use crate::engine::stats::Proof;
+use crate::engine::{Engine, on_disk};
+use crate::error::Result;
+use crate::store::catalog::{EntryPhase, EntryRecord, ProofClass, Version};
+use crate::store::checkpoint::Checkpoint;
+use crate::store::recovery::Standing;
+use crate::store::verify::BlockHash;
+use crate::store::{BackingFile, Destination};
+
+/// Numbers reserved for one life: more than it can use.
+const NUMBERS: u64 = 1 << 32;
+
+/// First chunk number and first inode number of this life. Neither was ever used before.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    /// For chunks.
+    pub first_chunk: u64,
+    /// For inodes.
+    pub first_ino: u64,
+}
+
+/// Begins or goes on with the copy of `source`. Blocking.
+///
+/// # Errors
+/// `Exists` if the destination holds a copy of another source; what the catalog says.
+pub fn begin(destination: &Destination, source: &str) -> Result<Numbers> {
+    let catalog = destination.catalog();
+    catalog.ensure_job(source, SystemTime::now())?;
+    let recovery = destination.recovery();
+    for path in &recovery.conflicts {
+        tracing::warn!(%path, "somebody took this name while it was published; left alone");
+    }
+    tracing::info!(
+        published = recovery.published,
+        resumed = recovery.resumed,
+        lost = recovery.lost,
+        swept = recovery.swept_parts,
+        "recovered"
+    );
+    Ok(Numbers {
+        first_chunk: catalog.reserve_chunk_ids(NUMBERS)?.start,
+        first_ino: catalog.reserve_inos(NUMBERS)?.start,
+    })
+}
+
+/// Whether what lies at `path` is a file that we published and nobody touched since. Blocking.
+pub(crate) fn is_ours(destination: &Destination, path: &RelPath) -> Result<bool> {
+    let Some(record) = destination.catalog().entry(path)? else { return Ok(false) };
+    Ok(destination.standing(&record)? == Standing::Same)
+}
+
+/// What is taken out of a file for one checkpoint.
+struct Snapshot {
+    file: Arc<LazyFile>,
+    part: Arc<BackingFile>,
+    version: Version,
+    blocks: Vec<std::ops::Range<u64>>,
+    hashes: Vec<(u64, BlockHash)>,
+    epoch: u64,
+}
+
+impl Engine {
+    /// What an earlier life recorded of a regular file that still has the same version.
+    pub(super) fn recorded(&self, path: &RelPath, attributes: &Attributes) -> Option<EntryRecord> {
+        if attributes.kind != EntryKind::File {
+            return None;
+        }
+        let found = self.destination.catalog().entry(path);
+        let found = found.inspect_err(|error| tracing::warn!(%path, %error, "record unreadable"));
+        let record = found.ok().flatten()?;
+        (record.version.fingerprint == attributes.fingerprint).then_some(record)
+    }
+
+    /// Uses again what an earlier life left of a file. Done once, before its first byte is asked for.
+    pub(crate) async fn restore(self: &Arc<Self>, file: &Arc<LazyFile>) {
+        while file.has_record() {
+            match file.restoring.board() {
+                Boarded::Join(signal) => signal.await,
+                Boarded::Lead(landing) => {
+                    let Some(record) = file.record() else { return };
+                    let (engine, restored) = (Arc::clone(self), Arc::clone(file));
+                    let work =
+                        on_disk("go on with file", move || engine.restore_now(&restored, &record));
+                    if let Err(error) = work.await {
+                        tracing::warn!(path = %file.path, %error, "fetched anew");
+                    }
+                    file.forget_record();
+                    drop(landing);
+                    self.seal_if_complete(file);
+                }
+            }
+        }
+    }
+
+    /// As [`Engine::restore`] for a node that may be anything.
+    pub(crate) async fn restore_node(self: &Arc<Self>, node: &Node) {
+        if let Body::File(file) = &node.body {
+            self.restore(file).await;
+        }
+    }
+
+    fn restore_now(&self, file: &LazyFile, record: &EntryRecord) -> Result<()> {
+        let (destination, path) = (&self.destination, &record.path);
+        if file.backing().is_some() {
+            return Ok(()); // begun anew already: two files never hold the bytes of one
+        }
+        match record.phase {
+            EntryPhase::Published(_) => {
+                if destination.standing(record)? != Standing::Same {
+                    return Ok(());
+                }
+                let published = Arc::new(destination.open_published(path)?);
+                self.publisher.note_ours(path, published.identity());
+                file.set_backing(Some(published));
+                file.claims.mark_present(ByteRange::new(0, file.size()));
+                self.note_published(file, proof_of(record));
+            }
+            EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed
+                if record.part.is_some() =>
+            {
+                let part = destination.reopen_part(record)?;
+                let runs = destination.catalog().blocks(record)?;
+                for run in &runs {
+                    let hashes = destination.catalog().hashes(record, run.clone())?;
+                    for (index, hash) in run.clone().zip(hashes) {
+                        file.hashes.set(index, hash);
+                    }
+                }
+                file.set_backing(Some(Arc::new(part)));
+                for run in runs {
+                    let bytes = ByteRange::new(run.start * BLOCK_SIZE, run.end * BLOCK_SIZE);
+                    file.claims.mark_present(bytes.clip(file.size()));
+                }
+                file.phase.advance(Phase::Filling);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Begins a checkpoint unless one runs: a slow disk delays nobody but the next one.
+    pub fn checkpoint_in_background(self: &Arc<Self>) {
+        if let Boarded::Lead(landing) = self.checkpointing.board() {
+            let engine = Arc::clone(self);
+            self.runtime.spawn(async move {
+                engine.checkpoint().await;
+                drop(landing);
+            });
+        }
+    }
+
+    /// Records, durably, the blocks that landed since the last call.
+    async fn checkpoint(self: &Arc<Self>) {
+        let mut snapshots = Vec::new();
+        for ino in self.dirty.keys() {
+            if let Some(file) = self.dirty.remove(&ino)
+                && let Some(snapshot) = self.snapshot(file)
+            {
+                snapshots.push(snapshot);
+            }
+        }
+        if snapshots.is_empty() {
+            return;
+        }
+        let destination = Arc::clone(&self.destination);
+        let recorded = on_disk("checkpoint", move || {
+            let results = destination.checkpoint_many(&checkpoints(&snapshots));
+            Ok(snapshots.into_iter().zip(results).collect::<Vec<_>>())
+        });
+        match recorded.await {
+            Ok(results) => {
+                for (snapshot, result) in results {
+                    if let Err(error) = result {
+                        self.not_recorded(&snapshot, &error);
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "checkpoint"),
+        }
+    }
+
+    /// The blocks are taken first, then the file that holds them: both belong to one epoch, or nothing is recorded.
+    fn snapshot(&self, file: Arc<LazyFile>) -> Option<Snapshot> {
+        if file.is_stale() || file.phase.get() == Phase::Published {
+            return None;
+        }
+        if !file.is_settled() || file.is_provisional() {
+            self.dirty.insert(file.ino, file);
+            return None;
+        }
+        let epoch = file.claims.epoch();
+        let blocks = file.claims.take_unrecorded();
+        let part = file.backing()?;
+        if file.claims.epoch() != epoch || blocks.is_empty() {
+            return None;
+        }
+        let hash = |index| file.hashes.get(index).map(|hash| (index, hash));
+        let hashes = blocks.iter().cloned().flatten().filter_map(hash).collect();
+        Some(Snapshot { version: file.version(), file, part, blocks, hashes, epoch })
+    }
+
+    fn not_recorded(&self, snapshot: &Snapshot, error: &crate::error::Error) {
+        let Snapshot { file, part, blocks, epoch, .. } = snapshot;
+        tracing::warn!(path = %file.path, %error, "checkpoint");
+        if part.is_broken() {
+            // What was not recorded is gone with the failed sync; the rest of the part is not worth telling apart.
+            file.start_over();
+            self.abandon(file, part);
+            return;
+        }
+        file.claims.give_back_unrecorded(blocks, *epoch);
+        self.dirty.insert(file.ino, Arc::clone(file));
+    }
+
+    /// The source has another version now: nothing of this one is kept but what is published. Says whether this call found out first.
+    pub(crate) fn retire(&self, file: &LazyFile) -> bool {
+        let part = file.backing().filter(|part| part.published_path().is_none());
+        let first = file.mark_stale();
+        if let Some(part) = part.filter(|_| first && file.phase.get() == Phase::Stale) {
+            self.abandon(file, &part);
+        }
+        first
+    }
+
+    /// The catalog forgets a part, and then it goes.
+    pub(crate) fn abandon(&self, file: &LazyFile, part: &Arc<BackingFile>) {
+        if !part.is_kept() {
+            return; // never recorded: it goes with who drops it last
+        }
+        let (destination, part) = (Arc::clone(&self.destination), Arc::clone(part));
+        let (path, ino) = (file.path.clone(), file.ino);
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = destination.abandon_part(&path, ino, &part) {
+                tracing::warn!(%path, %error, "part not forgotten; it stays until the next start");
+            }
+        });
+    }
+
+    /// A chunk of `file` landed: the next checkpoint looks at it.
+    pub(crate) fn note_landed(&self, file: &Arc<LazyFile>) {
+        self.dirty.insert(file.ino, Arc::clone(file));
+    }
+
+    /// The last checkpoint of this life.
+    pub async fn save(self: &Arc<Self>) {
+        self.checkpoint().await;
+        let destination = Arc::clone(&self.destination);
+        if let Err(error) = on_disk("save catalog", move || destination.catalog().flush()).await {
+            tracing::error!(%error, "the catalog was not saved; the next start recovers it");
+        }
+    }
+}
+
+fn checkpoints(snapshots: &[Snapshot]) -> Vec<Checkpoint<'_>> {
+    snapshots
+        .iter()
+        .map(|Snapshot { file, part, version, blocks, hashes, .. }| Checkpoint {
+            path: &file.path,
+            version,
+            part,
+            blocks,
+            hashes,
+        })
+        .collect()
+}
+
+fn proof_of(record: &EntryRecord) -> Proof {
+    match record.proof {
+        Some(ProofClass::SourceChecksum) => Proof::SourceChecksum,
+        Some(ProofClass::AdoptedUnverified) => Proof::AdoptedUnverified,
+        Some(ProofClass::Transfer) | None => Proof::Transfer,
+    }
+}
+
+impl LazyFile {
+    /// The version that the catalog records: only settled ones are.
+    pub(crate) fn version(&self) -> Version {
+        Version { ino: self.ino, fingerprint: self.fingerprint().clone(), is_settled: true }
+    }
+
+    /// Whether an earlier life left something that is not used yet.
+    pub(crate) fn has_record(&self) -> bool {
+        self.record().is_some()
+    }
+}

@@ -1,0 +1,90 @@
+//! Whether the destination has room to keep more. Looked at once a second; asked from memory.
+
+use std::time::Duration;
+
+use crate::store::Space;
+use crate::sync::{AtomicBool, Ordering};
+
+const GIB: u64 = 1 << 30;
+/// Between two looks of what waits for room.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
+
+/// Room is short below a reserve: then background work pauses and readers are served straight from the source, unkept.
+#[derive(Debug)]
+pub struct Room {
+    /// Bytes that stay free; `None` = by the size of the file system.
+    reserve: Option<u64>,
+    /// Relaxed: a reader that sees it a moment late writes one block more, or one less.
+    short: AtomicBool,
+}
+
+impl Room {
+    /// Nothing is known yet; room is taken to be there.
+    pub fn new(reserve: Option<u64>) -> Self {
+        Self { reserve, short: AtomicBool::new(false) }
+    }
+
+    /// Takes in what the file system says.
+    pub fn update(&self, space: &Space) {
+        let reserve = self.reserve.unwrap_or_else(|| default_reserve(space.total_bytes));
+        let short = space.free_bytes < reserve.max(1) || space.free_inodes == 0;
+        if self.short.swap(short, Ordering::Relaxed) != short {
+            let free = space.free_bytes;
+            match short {
+                true => tracing::warn!(free, reserve, "too little room at the destination: paused"),
+                false => tracing::info!(free, reserve, "room at the destination again"),
+            }
+        }
+    }
+
+    /// A write found no room.
+    pub fn ran_out(&self) {
+        self.short.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing more is to be kept now.
+    pub fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+}
+
+/// 5 % of the file system, at least 1 GiB, at most 64 GiB.
+fn default_reserve(total_bytes: u64) -> u64 {
+    (total_bytes / 20).clamp(GIB, 64 * GIB)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(free_bytes: u64) -> Space {
+        let total_bytes = 100 * GIB;
+        Space { total_bytes, free_bytes, total_inodes: 10, free_inodes: 10, name_max: 255 }
+    }
+
+    #[test]
+    fn room_is_short_below_the_reserve_and_there_again_above_it() {
+        let room = Room::new(None);
+        room.update(&space(5 * GIB - 1));
+        assert!(room.is_short());
+        room.update(&space(5 * GIB));
+        assert!(!room.is_short());
+        room.ran_out();
+        assert!(room.is_short());
+    }
+
+    #[test]
+    fn without_a_reserve_only_a_full_disk_is_short() {
+        let room = Room::new(Some(0));
+        room.update(&space(1));
+        assert!(!room.is_short());
+        room.update(&space(0));
+        assert!(room.is_short());
+    }
+
+    #[test]
+    fn the_default_reserve_has_both_bounds() {
+        assert_eq!(default_reserve(GIB), GIB);
+        assert_eq!(default_reserve(1 << 50), 64 * GIB);
+    }
+}

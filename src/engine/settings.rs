@@ -1,0 +1,73 @@
+//! How an engine behaves.
+
+use std::time::Duration;
+
+use crate::core::retry::RetryPolicy;
+
+/// What happens to files that lie in the destination already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExistingPolicy {
+    /// Those with equal content are kept; anything else is a conflict.
+    #[default]
+    Adopt,
+    /// Those with equal size and modification time are kept without reading them.
+    AdoptFast,
+    /// They are replaced.
+    Overwrite,
+    /// Any of them is an error before the start.
+    Fail,
+}
+
+/// Settings of the engine, validated.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// A read without progress for this long fails; `None` = it waits for ever.
+    pub read_timeout: Option<Duration>,
+    /// A request to the source that yields nothing for this long has failed.
+    pub stall: Duration,
+    /// Attempts per chunk.
+    pub retry: RetryPolicy,
+    /// Age at which listings and attributes are asked for again; `None` = never.
+    pub refresh: Option<Duration>,
+    /// How long a lookup of something known waits for news before it answers from memory.
+    pub grace: Duration,
+    /// How long the source may take to answer at the start.
+    pub start_deadline: Duration,
+    /// Bytes of the destination that stay free; `None` = max(1 GiB, min(5 %, 64 GiB)).
+    pub reserve: Option<u64>,
+    /// Files that are in the destination already.
+    pub existing: ExistingPolicy,
+    /// Files that are hydrated at once.
+    pub hydrate_files: usize,
+    /// Files that are verified and published at once.
+    pub publish_files: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            read_timeout: Some(Duration::from_secs(30)),
+            stall: Duration::from_secs(10),
+            retry: RetryPolicy::default(),
+            refresh: Some(Duration::from_secs(2)),
+            grace: Duration::from_millis(5),
+            start_deadline: Duration::from_secs(30),
+            reserve: None,
+            existing: ExistingPolicy::Adopt,
+            hydrate_files: 64,
+            publish_files: 4,
+        }
+    }
+}
+
+impl EngineSettings {
+    /// Deadline of lookups and listings: they wait unkillably in the kernel, so they have one even where reads have none.
+    pub fn metadata_deadline(&self) -> Duration {
+        self.read_timeout.unwrap_or(Duration::from_secs(30))
+    }
+
+    /// How long a failed range answers its error at once.
+    pub fn failure_memory(&self) -> Duration {
+        self.read_timeout.unwrap_or(Duration::from_secs(30))
+    }
+}

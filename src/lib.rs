@@ -1,0 +1,54 @@
+//! lazycopy: a copy that can be used before it is finished.
+//!
+//! `lazycopy mount SOURCE MOUNTPOINT --dest DIR` shows a source tree at once as a local path. A read is served from a sparse temp file
+//! (the *backing file*) that chunk downloaders fill, on demand and ahead of need. A finished file is verified and renamed into DIR as an
+//! ordinary file.
+//!
+//! # The map
+//! | module | ring | what | may import |
+//! |---|---|---|---|
+//! | [`cli`] | | one file per subcommand; raw arguments become validated settings once | everything below |
+//! | [`daemon`] | | composition root: start checks, builds everything, signals, order of shutdown | everything below |
+//! | [`vfs`] | 3 | the FUSE front: mounting, callbacks that only translate, passthrough, errno table | engine, core |
+//! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
+//! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
+//! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, probe, lock | core |
+//! | [`source`] | 1 | where bytes come from: local directories, HTTP | core |
+//! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, planning | sync |
+//! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
+//! | [`error`] | | one error type, a closed set of kinds | |
+//!
+//! There is no `unsafe`: system calls come through rustix (a `sys` module would be the only place for it). vfs and control do not know each other, nor do store and source. `tests/architecture.rs` holds the crate to this table.
+//!
+//! # The life of a read
+//! 1. The kernel asks; [`vfs::front`] calls [`engine::Engine::try_read`]. If every block is present the bytes are copied out of the backing
+//!    file without waiting (`RWF_NOWAIT`) and answered by the FUSE thread itself. No FUSE thread ever waits.
+//! 2. Else a task takes the *reply* and calls [`engine::Engine::read`]: it *claims* the range ([`core::claims`]) and receives a *lease* for each
+//!    part that nobody fetches yet, and a *waiter* for all of it. Leases go into fetch tasks at once; the reader keeps the waiter only.
+//! 3. A fetch task ([`engine::fetch`]) gets a permit ([`core::permits`], demand first), streams its chunk from the source, writes and hashes what
+//!    arrives, and tells the claims how much has landed. Whoever lands the last byte that a waiter lacks wakes it, once.
+//! 4. The reader looks again: covered, it copies out and replies; failed, it gets the error; no progress for `--read-timeout`, ETIMEDOUT.
+//! 5. Beside all this [`core::plan`] looks at each handle's reads and fetches ahead of those that are streams.
+//!
+//! # The life of a file
+//! Absent -> Filling -> Sealed (every block is here) -> Verified (read again: the bytes are those that landed, the source is unchanged) ->
+//! Published (metadata, fsync, rename without clobbering, fsync of the directory). A file that changes at the source gets a new inode
+//! number; the old one answers ESTALE for what is not local. Published files are read by the kernel itself where it can (passthrough).
+
+#[cfg(not(lazycopy_loom))]
+pub mod cli;
+#[cfg(not(lazycopy_loom))]
+pub mod control;
+pub mod core;
+#[cfg(not(lazycopy_loom))]
+pub mod daemon;
+#[cfg(not(lazycopy_loom))]
+pub mod engine;
+pub mod error;
+#[cfg(not(lazycopy_loom))]
+pub mod source;
+#[cfg(not(lazycopy_loom))]
+pub mod store;
+pub mod sync;
+#[cfg(not(lazycopy_loom))]
+pub mod vfs;

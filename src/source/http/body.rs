@@ -1,0 +1,136 @@
+//! Reading a range: one request whose answer is checked before its first byte is passed on.
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::StatusCode;
+use reqwest::Response;
+
+use super::answer::{ContentRange, Version, check_identity, content_length, stale, status_error};
+use super::client::{Answer, range_headers, transport_error};
+use super::origin::Origin;
+use super::spool::{Joined, Spool, Spools};
+use crate::core::attributes::Fingerprint;
+use crate::core::path::RelPath;
+use crate::core::range::ByteRange;
+use crate::error::{Error, Kind, Result};
+use crate::source::ByteStream;
+
+const OP: &str = "read file";
+
+/// See [`crate::source::Source::read`].
+pub(super) async fn read(
+    origin: &Origin,
+    spools: &Spools,
+    path: &RelPath,
+    range: ByteRange,
+    expected: &Fingerprint,
+) -> Result<ByteStream> {
+    if let Joined::Spooled(spool) = spools.find(path, expected).await? {
+        return Ok(Spool::stream(spool, range, expected.clone()));
+    }
+    let is_whole = range.start == 0 && range.end == expected.size;
+    if origin.doubts_ranges() && !is_whole {
+        // One request finds out for all who read this file; if ranges are ignored, it is the spool's.
+        match spools.join(path, Some(expected), None).await? {
+            Joined::Spooled(spool) => return Ok(Spool::stream(spool, range, expected.clone())),
+            Joined::RangesWork | Joined::Absent => {}
+        }
+    }
+    let answer = origin.get(OP, path, range_headers(range, expected)).await?;
+    let (status, headers) = (answer.response.status(), answer.response.headers());
+    match status {
+        StatusCode::PARTIAL_CONTENT => {
+            origin.keeps_ranges(true);
+            check_identity(headers, OP)?;
+            check_part(&answer, range, expected)?;
+            Ok(exactly(answer.response, range.len(), path.clone()))
+        }
+        StatusCode::OK => {
+            check_identity(headers, OP)?;
+            let size = content_length(headers)?;
+            if Version::of(headers, size).contradicts(expected) {
+                return Err(stale(OP));
+            }
+            if is_whole {
+                return Ok(exactly(answer.response, range.len(), path.clone()));
+            }
+            origin.keeps_ranges(false);
+            spool(spools, path, range, expected, answer).await
+        }
+        status => Err(status_error(status, headers, OP)),
+    }
+}
+
+/// The server ignored the range: its answer becomes the spool's, unless there is one by now.
+async fn spool(
+    spools: &Spools,
+    path: &RelPath,
+    range: ByteRange,
+    expected: &Fingerprint,
+    answer: Answer,
+) -> Result<ByteStream> {
+    match spools.join(path, Some(expected), Some(answer)).await? {
+        Joined::Spooled(spool) => Ok(Spool::stream(spool, range, expected.clone())),
+        Joined::RangesWork | Joined::Absent => Err(Error::new(Kind::Busy, OP)
+            .because("the server ignores ranges at one time and keeps to them at another")),
+    }
+}
+
+/// Whether a 206 holds the bytes that were asked for, of the version that was asked for.
+fn check_part(answer: &Answer, range: ByteRange, expected: &Fingerprint) -> Result<()> {
+    let headers = answer.response.headers();
+    let corrupt = |why: String| Err(Error::new(Kind::Corrupt, OP).because(why));
+    let Some(ContentRange { range: Some(sent), total }) = ContentRange::of(headers) else {
+        return corrupt("a part without a usable Content-Range".to_owned());
+    };
+    if Version::of(headers, total).contradicts(expected) {
+        return Err(stale(OP));
+    }
+    if sent != range {
+        return corrupt(format!("asked for {range}, the server sends {sent}"));
+    }
+    match content_length(headers)? {
+        Some(length) if length > range.len() => {
+            corrupt(format!("asked for {} bytes, the server sends {length}", range.len()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Streams a body that must have `length` bytes. A longer one is cut and `Corrupt`, a shorter one `Unreachable`.
+fn exactly(response: Response, length: u64, path: RelPath) -> ByteStream {
+    let has_length = response.content_length().is_some();
+    stream::try_unfold((response, length), move |(mut response, left)| {
+        let path = path.clone();
+        async move {
+            if left == 0 && has_length {
+                return Ok(None);
+            }
+            next(&mut response, left)
+                .await
+                .map(|piece| {
+                    piece.map(|piece| {
+                        let left = left - piece.len() as u64;
+                        (piece, (response, left))
+                    })
+                })
+                .map_err(|error| error.at(path.as_path()))
+        }
+    })
+    .boxed()
+}
+
+/// The next piece of a body of which `left` bytes are to come; `None` at its end.
+async fn next(response: &mut Response, left: u64) -> Result<Option<Bytes>> {
+    let piece = response.chunk().await.map_err(|error| {
+        let error = transport_error(OP, error);
+        if error.is_transient() { error } else { error.kinded(Kind::Unreachable) }
+    })?;
+    match piece {
+        Some(piece) if piece.len() as u64 <= left => Ok(Some(piece)),
+        Some(_) => Err(Error::new(Kind::Corrupt, OP).because("the server sends more than asked")),
+        None if left == 0 => Ok(None),
+        None => Err(Error::new(Kind::Unreachable, OP)
+            .because(format!("connection cut {left} bytes before the end"))),
+    }
+}

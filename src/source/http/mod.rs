@@ -1,0 +1,173 @@
+//! One file, or a tree behind an index, of an HTTP server.
+//!
+//! Names come from index pages, everything else from HEAD, bytes from range requests that name the version they want. A server
+//! that ignores ranges is read once, in order, into a `spool`. Whatever an answer claims is compared with what was asked and
+//! what was known, before its first byte goes anywhere.
+
+mod answer;
+mod body;
+mod client;
+mod credentials;
+mod index;
+mod listing;
+mod opening;
+mod origin;
+mod redirect;
+mod site;
+mod spelling;
+mod spool;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream;
+use tokio::sync::mpsc;
+
+use self::origin::Origin;
+use self::spool::Spools;
+use super::{ByteStream, Capacity, ListBatch, Source, Traits};
+use crate::core::attributes::{Attributes, Fingerprint};
+use crate::core::path::RelPath;
+use crate::core::range::ByteRange;
+use crate::error::{Error, Kind, Result};
+
+/// How an HTTP source is read.
+#[derive(Debug, Clone, Default)]
+pub struct HttpOptions {
+    /// Where spools are written; the system's temporary directory if `None`.
+    pub spool_directory: Option<PathBuf>,
+    /// The netrc file; `$NETRC`, else `~/.netrc`, if `None`.
+    pub netrc: Option<PathBuf>,
+    /// Deadlines and bounds.
+    pub limits: Limits,
+}
+
+/// Deadlines and bounds of an HTTP source.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For the head of an answer.
+    pub head_timeout: Duration,
+    /// Without a byte of an index page.
+    pub index_stall: Duration,
+    /// Bytes of an index page.
+    pub index_size_bytes: u64,
+    /// Entries of a directory.
+    pub index_entries: usize,
+    /// Without a byte for a spool.
+    pub spool_stall: Duration,
+    /// Before the first retry of a spool; doubled for the second.
+    pub spool_retry: Duration,
+    /// That a spool is kept after its last reader.
+    pub spool_idle: Duration,
+    /// Bytes of one spool.
+    pub spool_size_bytes: u64,
+    /// Spools at once.
+    pub spools: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_timeout: Duration::from_secs(30),
+            index_stall: Duration::from_secs(30),
+            index_size_bytes: 256 << 20,
+            index_entries: 10_000_000,
+            spool_stall: Duration::from_secs(10),
+            spool_retry: Duration::from_secs(1),
+            spool_idle: Duration::from_secs(60),
+            spool_size_bytes: 1 << 40,
+            spools: 16,
+        }
+    }
+}
+
+/// A source behind HTTP.
+#[derive(Debug)]
+pub struct HttpSource {
+    display_name: String,
+    origin: Arc<Origin>,
+    spools: Spools,
+}
+
+impl HttpSource {
+    /// Finds out whether `url` is a file or a tree, and opens it.
+    ///
+    /// # Errors
+    /// `Invalid` if it is no http or https URL or a tree without an index; `NotFound`, `Denied`, `Unreachable`, `Timeout`.
+    pub async fn open(url: &str, options: HttpOptions) -> Result<Self> {
+        let (origin, display_name) = opening::open(url, options).await?;
+        let origin = Arc::new(origin);
+        let spools = Spools::start(Arc::clone(&origin));
+        Ok(Self { display_name, origin, spools })
+    }
+}
+
+#[async_trait]
+impl Source for HttpSource {
+    fn display_name(&self) -> &str {
+        &self.display_name
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            lists_attributes: false,
+            is_remote: true,
+            has_modes: false,
+            connections: 32,
+            refresh: Duration::from_secs(60),
+        }
+    }
+
+    fn single_file(&self) -> Option<&OsString> {
+        self.origin.site.single_file()
+    }
+
+    async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
+        listing::list(&self.origin, directory, batches)
+            .await
+            .map_err(|error| error.at(directory.as_path()))
+    }
+
+    async fn stat(&self, path: &RelPath) -> Result<Attributes> {
+        self.origin.stat(path, &self.spools).await.map_err(|error| error.at(path.as_path()))
+    }
+
+    async fn readlink(&self, path: &RelPath) -> Result<OsString> {
+        Err(Error::new(Kind::Invalid, "read link")
+            .at(path.as_path())
+            .because("not a symbolic link"))
+    }
+
+    async fn xattrs(&self, _path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
+
+    async fn data_ranges(
+        &self,
+        _path: &RelPath,
+        _expected: &Fingerprint,
+    ) -> Result<Option<Vec<ByteRange>>> {
+        Ok(None)
+    }
+
+    async fn read(
+        &self,
+        path: &RelPath,
+        range: ByteRange,
+        expected: &Fingerprint,
+    ) -> Result<ByteStream> {
+        if range.is_empty() {
+            return Ok(Box::pin(stream::empty()));
+        }
+        body::read(&self.origin, &self.spools, path, range, expected)
+            .await
+            .map_err(|error| error.at(path.as_path()))
+    }
+
+    async fn capacity(&self) -> Option<Capacity> {
+        None
+    }
+}

@@ -1,0 +1,71 @@
+//! Extended attributes and POSIX ACLs of a local entry.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fd::AsFd;
+use rustix::fs::{getxattr, listxattr};
+use rustix::io::Errno;
+
+use super::root::{Root, proc_link};
+use crate::core::path::RelPath;
+use crate::error::{Error, Result};
+
+/// The kernel's limit of a name list and of a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX` in linux/limits.h).
+const MAX_BYTES: usize = 65_536;
+
+/// Whether an attribute can be given to a copy. Labels of security modules belong to the machine.
+fn is_copyable(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || name.starts_with(b"trusted.")
+        || matches!(
+            name,
+            b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
+        )
+}
+
+/// All attributes of `path` that a copy can have; see [`crate::source::Source::xattrs`]. Blocks.
+pub(super) fn read_all(root: &Root, path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
+    if path.is_root() && root.single_file().is_some() {
+        return Ok(Vec::new());
+    }
+    let handle = root.open_handle(path)?;
+    // An O_PATH descriptor takes no f*xattr call; its magic link leads to the same inode, even if that is a symlink.
+    let link = proc_link(handle.as_fd());
+    let mut names = vec![0; MAX_BYTES];
+    let len = match listxattr(&link, &mut names[..]) {
+        Ok(len) => len,
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list extended attributes", error)),
+    };
+    let mut value = vec![0; MAX_BYTES];
+    let mut attributes = Vec::new();
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| is_copyable(name)) {
+        match getxattr(&link, name, &mut value[..]) {
+            Ok(len) => attributes.push((OsStr::from_bytes(name).to_owned(), value[..len].to_vec())),
+            // Removed since it was listed.
+            Err(Errno::NODATA) => {}
+            Err(Errno::OPNOTSUPP) => {}
+            Err(error) => {
+                return Err(Error::io("read extended attribute", error));
+            }
+        }
+    }
+    Ok(attributes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_security_modules_stay_behind() {
+        for name in ["security.selinux", "security.ima", "system.nfs4_acl", "security.apparmor", ""]
+        {
+            assert!(!is_copyable(name.as_bytes()), "{name}");
+        }
+        for name in ["user.x", "trusted.x", "security.capability", "system.posix_acl_default"] {
+            assert!(is_copyable(name.as_bytes()), "{name}");
+        }
+    }
+}

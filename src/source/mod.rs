@@ -1,0 +1,141 @@
+//! RING 1: where bytes come from. A [`Source`] is read, never written.
+//!
+//! Nothing outside this folder knows what kind of source it has. Paths are relative to the source's root and made
+//! of validated names; attributes say what the source knows and leave out what it does not. Retries, deadlines, permits and
+//! priorities are the engine's: a source asks once and reports what happened.
+
+pub mod http;
+pub mod local;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use tokio::sync::mpsc;
+
+use crate::core::attributes::{Attributes, EntryKind, Fingerprint};
+use crate::core::path::RelPath;
+use crate::core::range::ByteRange;
+use crate::error::Result;
+
+/// One name in a directory. `attributes` is `None` where the listing does not tell them (an HTTP index rounds sizes);
+/// then `kind` alone is known and [`Source::stat`] gives the rest.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// A single validated component (see [`RelPath::child`]).
+    pub name: OsString,
+    /// What it is.
+    pub kind: EntryKind,
+    /// All attributes, if the listing tells them.
+    pub attributes: Option<Attributes>,
+}
+
+/// Part of a listing. A name that cannot be used (`..`, a slash, NUL, longer than 255 bytes) is refused and counted, never passed on.
+#[derive(Debug, Clone, Default)]
+pub struct ListBatch {
+    /// Usable entries in the source's order.
+    pub entries: Vec<Entry>,
+    /// Number of refused names in this batch, each logged once.
+    pub refused: u64,
+}
+
+/// The bytes of a range in order, in pieces of any size. An empty piece is a sign of life: the bytes are not there yet, but on their way
+/// (a server without ranges is read from the start), so whoever watches for stalls starts anew. Ends after exactly the range's bytes or with an error;
+/// bytes that were yielded belong to the version that `expected` named.
+pub type ByteStream = BoxStream<'static, Result<Bytes>>;
+
+/// What a kind of source can do; decided once when it is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Traits {
+    /// Listings carry attributes, so READDIRPLUS costs nothing.
+    pub lists_attributes: bool,
+    /// Names a remote machine: refresh after 60 s instead of 2 s, prefetch siblings' attributes.
+    pub is_remote: bool,
+    /// Entries carry owners and modes.
+    pub has_modes: bool,
+    /// Requests that may run at once.
+    pub connections: usize,
+    /// How long a listing is taken to be fresh.
+    pub refresh: Duration,
+}
+
+/// A tree (or one file) that is being copied.
+///
+/// # Concurrency
+/// All methods may be called at once from any task. Cancelling (dropping) a future or a stream ends its request.
+#[async_trait]
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// The source as the user typed it, without secrets: for messages, status and the mount table.
+    fn display_name(&self) -> &str;
+
+    /// What it can do.
+    fn traits(&self) -> Traits;
+
+    /// `Some(name)` if the source is one file rather than a tree. Then the root directory is synthetic: listing it gives this
+    /// one entry, and the root's own attributes are made up (0755/0700).
+    fn single_file(&self) -> Option<&OsString>;
+
+    /// Lists a directory, sending batches in the source's order; returns when all are sent. A receiver that is gone ends it early
+    /// with `Ok`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied`, `Unreachable`, `Invalid` (not a directory, or an endless or malformed listing).
+    async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()>;
+
+    /// Attributes of one entry; symlinks are not followed.
+    ///
+    /// # Errors
+    /// `NotFound` only when it definitely is not there; `Denied`; `Unreachable`; `Timeout`; `Invalid` (a size of 2^63 or more).
+    async fn stat(&self, path: &RelPath) -> Result<Attributes>;
+
+    /// The target of a symlink, byte for byte.
+    ///
+    /// # Errors
+    /// As [`Source::stat`].
+    async fn readlink(&self, path: &RelPath) -> Result<OsString>;
+
+    /// Extended attributes including POSIX ACLs (`system.posix_acl_access`, `system.posix_acl_default`) as raw values; empty where the
+    /// source has none.
+    ///
+    /// # Errors
+    /// As [`Source::stat`].
+    async fn xattrs(&self, path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>>;
+
+    /// The ranges of a sparse file that hold data, in order; everything else within `attributes.size` is a hole that reads as
+    /// zeros. `None` = no holes are known.
+    ///
+    /// # Errors
+    /// As [`Source::stat`]; `Stale` if the file is no longer the version `expected`.
+    async fn data_ranges(
+        &self,
+        path: &RelPath,
+        expected: &Fingerprint,
+    ) -> Result<Option<Vec<ByteRange>>>;
+
+    /// Reads `range` of the version `expected`. The range is not empty and lies within the size in `expected`.
+    ///
+    /// # Errors
+    /// From the call or as the stream's last item: `Stale` if the source has another version now (never a byte of that one), `Corrupt`
+    /// if the answer cannot be right, `Unreachable`/`Busy`/`Timeout` if asking again may help (with the source's `Retry-After`), else as
+    /// [`Source::stat`].
+    async fn read(
+        &self,
+        path: &RelPath,
+        range: ByteRange,
+        expected: &Fingerprint,
+    ) -> Result<ByteStream>;
+
+    /// Total and free bytes of the source's file system, where it has one.
+    async fn capacity(&self) -> Option<Capacity>;
+}
+
+/// Size of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// All bytes.
+    pub total_bytes: u64,
+    /// All inodes.
+    pub total_inodes: u64,
+}

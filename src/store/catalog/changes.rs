@@ -1,0 +1,239 @@
+//! What is said of entries: each call is one transaction. Nothing is trusted before it was said, and it is unsaid before the data goes.
+
+use std::ops::Range;
+
+use redb::WriteTransaction;
+
+use crate::core::path::RelPath;
+use crate::core::range::block_count;
+use crate::error::Result;
+
+use super::Catalog;
+use super::database::{Commit, Failure};
+use super::record::{EntryPhase, EntryRecord, Part, Placed, Version};
+use super::tables::Tables;
+
+/// What one checkpoint adds to one file. The part and the hashes are durable already.
+#[derive(Debug, Clone)]
+pub(in crate::store) struct Landed<'a> {
+    pub(in crate::store) path: &'a RelPath,
+    pub(in crate::store) version: &'a Version,
+    pub(in crate::store) part: Part,
+    pub(in crate::store) blocks: &'a [Range<u64>],
+}
+
+impl Catalog {
+    /// Records numbers and versions of entries of which nothing is here yet, so that they keep their numbers over a restart. What is
+    /// recorded of the same or a later version stays.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn know(&self, entries: &[(RelPath, Version)]) -> Result<()> {
+        self.change("record entries", Commit::Durable, |tables, gone| {
+            for (path, version) in entries {
+                let known = tables.get(path.as_bytes())?;
+                if known.is_some_and(|known| known.version == *version) {
+                    continue;
+                }
+                if let Some(record) = tables.get_version(path, version)? {
+                    gone.extend(tables.put(&record)?);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets all about `path`: to be called, and to return, before its data goes.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn forget_entry(&self, path: &RelPath) -> Result<()> {
+        self.change("forget entry", Commit::Durable, |tables, gone| {
+            gone.extend(tables.remove(path.as_bytes())?.map(|old| old.version.ino));
+            Ok(())
+        })
+    }
+
+    /// Records that `blocks` of version `ino` of `path` can no longer be trusted: to be called, and to return, before their data goes.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn clear_blocks(&self, path: &RelPath, ino: u64, blocks: Range<u64>) -> Result<()> {
+        self.change("clear blocks", Commit::Durable, |tables, gone| {
+            let Some(mut record) = tables.get(path.as_bytes())? else { return Ok(()) };
+            if record.version.ino != ino {
+                return Ok(());
+            }
+            if matches!(record.phase, EntryPhase::Sealed | EntryPhase::Verified(_)) {
+                record.former = record.placed();
+                record.phase = EntryPhase::Filling;
+                gone.extend(tables.put(&record)?);
+                let all = 0..block_count(record.version.fingerprint.size);
+                tables.change_blocks(ino, all, true)?;
+            }
+            tables.change_blocks(ino, blocks.clone(), false)
+        })
+    }
+
+    /// Records that nothing of version `ino` of `path` is here: to be called, and to return, before its part or file goes.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn clear(&self, path: &RelPath, ino: u64) -> Result<()> {
+        self.clear_with(path, ino, Commit::Durable)
+    }
+
+    fn clear_with(&self, path: &RelPath, ino: u64, commit: Commit) -> Result<()> {
+        self.change("clear entry", commit, |tables, gone| {
+            let known = tables.get(path.as_bytes())?;
+            let Some(record) = known.filter(|known| known.version.ino == ino) else {
+                return Ok(());
+            };
+            gone.push(ino);
+            tables.put(&emptied(record)).map(drop)
+        })
+    }
+
+    /// Records that version `ino` of `path` could not be copied. What is trusted of it stays so.
+    ///
+    /// # Errors
+    /// As a write.
+    pub fn set_failed(&self, path: &RelPath, ino: u64) -> Result<()> {
+        self.change("record failure", Commit::Later, |tables, _| {
+            match tables.get(path.as_bytes())? {
+                Some(record)
+                    if record.version.ino == ino
+                        && matches!(record.phase, EntryPhase::Absent | EntryPhase::Filling) =>
+                {
+                    tables.put(&EntryRecord { phase: EntryPhase::Failed, ..record }).map(drop)
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Records what landed, all in one commit. Of a file with a later version, or further on, nothing.
+    pub(in crate::store) fn record_landed(&self, landed: &[Landed<'_>]) -> Result<()> {
+        self.change("record checkpoint", Commit::Durable, |tables, gone| {
+            for Landed { path, version, part, blocks } in landed {
+                let Some(mut record) = tables.get_version(path, version)? else { continue };
+                let is_open = matches!(
+                    record.phase,
+                    EntryPhase::Absent | EntryPhase::Filling | EntryPhase::Failed
+                );
+                if !is_open {
+                    continue;
+                }
+                if record.part.as_ref() != Some(part) {
+                    // Another part: nothing of the former one is in it.
+                    record.phase = EntryPhase::Absent;
+                    gone.extend(tables.put(&record)?);
+                }
+                record.phase = EntryPhase::Filling;
+                record.part = Some(part.clone());
+                gone.extend(tables.put(&record)?);
+                for run in *blocks {
+                    tables.change_blocks(version.ino, run.clone(), true)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Records, durably and in one commit, intents: each record is Verified or Published. Answers for each whether it counts: not if
+    /// a later version of its path is recorded.
+    pub(in crate::store) fn record_intents(&self, intents: &[EntryRecord]) -> Result<Vec<bool>> {
+        self.change("record intent", Commit::Durable, |tables, gone| {
+            let mut counts = Vec::with_capacity(intents.len());
+            for intent in intents {
+                let known = tables.get_version(&intent.path, &intent.version)?;
+                counts.push(known.is_some());
+                if let Some(known) = known {
+                    let former = known.placed();
+                    gone.extend(tables.put(&EntryRecord { former, ..intent.clone() })?);
+                }
+            }
+            Ok(counts)
+        })
+    }
+
+    /// Ends intents, in one commit that need not be durable at once: recovery finds the same by itself.
+    pub(in crate::store) fn end_intents(&self, ends: &[(&RelPath, u64, IntentEnd)]) -> Result<()> {
+        if ends.is_empty() {
+            return Ok(());
+        }
+        self.change("end intent", Commit::Later, |tables, gone| {
+            for (path, ino, end) in ends {
+                let known = tables.get(path.as_bytes())?;
+                let Some(record) = known.filter(|known| known.version.ino == *ino) else {
+                    continue;
+                };
+                let EntryPhase::Verified(placed) = record.phase else { continue };
+                let record = match end {
+                    IntentEnd::Published => published(record, placed),
+                    IntentEnd::Back => EntryRecord { phase: EntryPhase::Sealed, ..record },
+                    IntentEnd::Broken => {
+                        gone.push(*ino);
+                        EntryRecord { former: record.former, ..emptied(record) }
+                    }
+                };
+                tables.put(&record)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What recovery found, in one commit.
+    pub(in crate::store) fn record_recovered(&self, records: &[EntryRecord]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.change("record recovery", Commit::Durable, |tables, gone| {
+            for record in records {
+                gone.extend(tables.put(record)?);
+                gone.extend((record.phase == EntryPhase::Absent).then_some(record.version.ino));
+            }
+            Ok(())
+        })
+    }
+
+    /// One change of entries. Trees of the numbers that it collects go after the commit that forgets them.
+    fn change<T>(
+        &self,
+        op: &'static str,
+        commit: Commit,
+        change: impl Fn(&mut Tables<'_>, &mut Vec<u64>) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let (value, gone) = self.database.write(op, commit, |transaction: &WriteTransaction| {
+            let mut gone = Vec::new();
+            let value = change(&mut Tables::open(transaction)?, &mut gone)?;
+            Ok((value, gone))
+        })?;
+        // What may come back after a crash keeps its hashes.
+        if commit == Commit::Durable {
+            gone.into_iter().for_each(|ino| self.trees.remove(ino));
+        }
+        Ok(value)
+    }
+}
+
+/// How an attempt to publish ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum IntentEnd {
+    /// It has its final name, durably.
+    Published,
+    /// It is a part as before.
+    Back,
+    /// A sync failed: nothing of it counts.
+    Broken,
+}
+
+pub(in crate::store) fn published(record: EntryRecord, placed: Placed) -> EntryRecord {
+    EntryRecord { phase: EntryPhase::Published(placed), part: None, former: None, ..record }
+}
+
+/// The same version with nothing here. What has the final name is remembered: it may be replaced.
+pub(in crate::store) fn emptied(record: EntryRecord) -> EntryRecord {
+    let former = record.placed();
+    EntryRecord { former, ..EntryRecord::absent(record.path, record.version) }
+}

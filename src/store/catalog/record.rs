@@ -1,0 +1,397 @@
+//! What is recorded of one entry.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::core::attributes::{Fingerprint, Timestamp, Validator};
+use crate::core::path::RelPath;
+
+use super::codec::{Decoder, Encoder};
+
+/// First byte of every entry.
+const ENTRY_FORMAT: u8 = 1;
+
+/// One version of one source file: the inode number names it for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// Its inode number, out of [`super::Catalog::reserve_inos`]. A later version of a path has a higher one.
+    pub ino: u64,
+    /// What says that the source still has it. Its size is the file's.
+    pub fingerprint: Fingerprint,
+    /// Whether the validator can no longer be the same for other bytes.
+    pub is_settled: bool,
+}
+
+/// How a file was proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ProofClass {
+    /// The source's own checksum matched the bytes read back.
+    SourceChecksum = 1,
+    /// Bytes read back = bytes received, the source unchanged meanwhile.
+    Transfer = 2,
+    /// It lay in DIR before and was taken unseen.
+    AdoptedUnverified = 3,
+}
+
+/// A part by name and inode number. No device number: it changes over a reboot, and nothing of ours is on another device than DIR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Its name in `parts/`.
+    pub name: String,
+    /// Its inode on the destination's device.
+    pub inode: u64,
+}
+
+/// A file in DIR as we put it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Its inode on the destination's device.
+    pub inode: u64,
+    /// Its length.
+    pub size: u64,
+    /// Its time of modification. With the size it tells an inode number that was given to somebody else.
+    pub modified: Timestamp,
+}
+
+/// Where an entry stands, as far as disk tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryPhase {
+    /// Only its number and version are known.
+    Absent,
+    /// Some blocks of its part may be trusted: [`super::Catalog::blocks`].
+    Filling,
+    /// Every block of its part may be trusted.
+    Sealed,
+    /// The intent to publish: as Sealed, and from now on this inode may have the final name.
+    Verified(Placed),
+    /// It has the final name.
+    Published(Placed),
+    /// Could not be copied. A part may be there.
+    Failed,
+}
+
+/// Everything recorded of one path, the block map apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryRecord {
+    /// Where it is, at the source and in DIR.
+    pub path: RelPath,
+    /// Which version of it.
+    pub version: Version,
+    /// Where that stands.
+    pub phase: EntryPhase,
+    /// The part with its bytes.
+    pub part: Option<Part>,
+    /// An earlier version that we published and that may still have the final name; it may be replaced.
+    pub former: Option<Placed>,
+    /// BLAKE3 of the whole content.
+    pub digest: Option<[u8; 32]>,
+    /// How it was proven.
+    pub proof: Option<ProofClass>,
+}
+
+impl EntryRecord {
+    /// A version of which nothing is here.
+    pub fn absent(path: RelPath, version: Version) -> Self {
+        let phase = EntryPhase::Absent;
+        Self { path, version, phase, part: None, former: None, digest: None, proof: None }
+    }
+
+    /// What we may have put under the final name, whatever version it is.
+    pub fn placed(&self) -> Option<Placed> {
+        match self.phase {
+            EntryPhase::Verified(placed) | EntryPhase::Published(placed) => Some(placed),
+            _ => self.former,
+        }
+    }
+
+    /// Whether recovery has to look at it.
+    pub(super) fn is_unfinished(&self) -> bool {
+        !matches!(self.phase, EntryPhase::Absent | EntryPhase::Published(_))
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.byte(ENTRY_FORMAT);
+        let (phase, placed) = match self.phase {
+            EntryPhase::Absent => (0, None),
+            EntryPhase::Filling => (1, None),
+            EntryPhase::Sealed => (2, None),
+            EntryPhase::Verified(placed) => (3, Some(placed)),
+            EntryPhase::Published(placed) => (4, Some(placed)),
+            EntryPhase::Failed => (5, None),
+        };
+        to.byte(phase);
+        let has = |is_there: bool, bit: u8| if is_there { 1 << bit } else { 0 };
+        to.byte(
+            has(self.version.is_settled, 0)
+                | has(self.part.is_some(), 1)
+                | has(self.former.is_some(), 2)
+                | has(self.digest.is_some(), 3),
+        );
+        to.byte(self.proof.map_or(0, |proof| proof as u8));
+        to.number(self.version.ino);
+        encode_fingerprint(&mut to, &self.version.fingerprint);
+        placed.iter().for_each(|placed| encode_placed(&mut to, placed));
+        if let Some(part) = &self.part {
+            to.bytes(part.name.as_bytes());
+            to.number(part.inode);
+        }
+        self.former.iter().for_each(|placed| encode_placed(&mut to, placed));
+        self.digest.iter().for_each(|digest| to.array(digest));
+        to.finish()
+    }
+
+    /// `None` if the bytes are no entry.
+    pub(super) fn decode(path: &[u8], bytes: &[u8]) -> Option<Self> {
+        let path = path_of(path)?;
+        let mut from = Decoder(bytes);
+        if from.byte()? != ENTRY_FORMAT {
+            return None;
+        }
+        let phase = from.byte()?;
+        let flags = from.byte()?;
+        if flags >= 1 << 4 {
+            return None;
+        }
+        let proof = decode_proof(from.byte()?)?;
+        let ino = from.number()?;
+        let fingerprint = decode_fingerprint(&mut from)?;
+        let phase = match phase {
+            0 => EntryPhase::Absent,
+            1 => EntryPhase::Filling,
+            2 => EntryPhase::Sealed,
+            3 => EntryPhase::Verified(decode_placed(&mut from)?),
+            4 => EntryPhase::Published(decode_placed(&mut from)?),
+            5 => EntryPhase::Failed,
+            _ => return None,
+        };
+        let mut part = None;
+        if flags & 2 != 0 {
+            let name = from.text().filter(|name| is_plain(name))?;
+            part = Some(Part { name, inode: from.number()? });
+        }
+        let former = if flags & 4 != 0 { Some(decode_placed(&mut from)?) } else { None };
+        let digest = if flags & 8 != 0 { Some(from.array()?) } else { None };
+        from.end()?;
+        let version = Version { ino, fingerprint, is_settled: flags & 1 != 0 };
+        Some(Self { path, version, phase, part, former, digest, proof })
+    }
+}
+
+/// A name that cannot lead out of `parts/`.
+fn is_plain(name: &str) -> bool {
+    RelPath::check_name(OsStr::new(name)).is_ok()
+}
+
+pub(super) fn path_of(bytes: &[u8]) -> Option<RelPath> {
+    if bytes.is_empty() {
+        return Some(RelPath::root());
+    }
+    let mut path = RelPath::root();
+    for name in bytes.split(|byte| *byte == b'/') {
+        path = path.child(OsStr::from_bytes(name)).ok()?;
+    }
+    Some(path)
+}
+
+fn decode_proof(byte: u8) -> Option<Option<ProofClass>> {
+    Some(match byte {
+        0 => None,
+        1 => Some(ProofClass::SourceChecksum),
+        2 => Some(ProofClass::Transfer),
+        3 => Some(ProofClass::AdoptedUnverified),
+        _ => return None,
+    })
+}
+
+fn encode_time(to: &mut Encoder, time: Timestamp) {
+    to.signed(time.seconds);
+    to.number(u64::from(time.nanos));
+}
+
+fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
+    let seconds = from.signed()?;
+    let nanos = u32::try_from(from.number()?).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Timestamp { seconds, nanos })
+}
+
+fn encode_placed(to: &mut Encoder, placed: &Placed) {
+    to.number(placed.inode);
+    to.number(placed.size);
+    encode_time(to, placed.modified);
+}
+
+fn decode_placed(from: &mut Decoder<'_>) -> Option<Placed> {
+    Some(Placed { inode: from.number()?, size: from.number()?, modified: decode_time(from)? })
+}
+
+fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
+    to.number(fingerprint.size);
+    let (kind, text) = match &fingerprint.validator {
+        Validator::Modified(time) => {
+            to.byte(1);
+            return encode_time(to, *time);
+        }
+        Validator::ETag(text) => (2, text.as_str()),
+        Validator::WeakETag(text) => (3, text.as_str()),
+        Validator::LastModified(text) => (4, text.as_str()),
+        Validator::SizeOnly => return to.byte(0),
+    };
+    to.byte(kind);
+    to.bytes(text.as_bytes());
+}
+
+fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
+    // No file system has more; sums of offsets then never overflow.
+    let size = from.number().filter(|size| i64::try_from(*size).is_ok())?;
+    let validator = match from.byte()? {
+        0 => Validator::SizeOnly,
+        1 => Validator::Modified(decode_time(from)?),
+        2 => Validator::ETag(from.text()?),
+        3 => Validator::WeakETag(from.text()?),
+        4 => Validator::LastModified(from.text()?),
+        _ => return None,
+    };
+    Some(Fingerprint { size, validator })
+}
+
+/// One line of the error history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorNote {
+    /// What it was about.
+    pub path: RelPath,
+    /// The kind's word.
+    pub kind: String,
+    /// What was said, without secrets.
+    pub message: String,
+    /// When, to the millisecond.
+    pub at: SystemTime,
+}
+
+impl ErrorNote {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.bytes(self.path.as_bytes());
+        to.bytes(self.kind.as_bytes());
+        to.bytes(self.message.as_bytes());
+        let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        to.number(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        to.finish()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut from = Decoder(bytes);
+        let path = path_of(from.bytes()?)?;
+        let (kind, message) = (from.text()?, from.text()?);
+        let at = UNIX_EPOCH.checked_add(Duration::from_millis(from.number()?))?;
+        from.end()?;
+        Some(Self { path, kind, message, at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn time() -> impl Strategy<Value = Timestamp> {
+        (any::<i64>(), 0u32..1_000_000_000)
+            .prop_map(|(seconds, nanos)| Timestamp { seconds, nanos })
+    }
+
+    fn placed() -> impl Strategy<Value = Placed> {
+        (any::<u64>(), any::<u64>(), time()).prop_map(|(inode, size, modified)| Placed {
+            inode,
+            size,
+            modified,
+        })
+    }
+
+    fn fingerprint() -> impl Strategy<Value = Fingerprint> {
+        let validator = prop_oneof![
+            Just(Validator::SizeOnly),
+            time().prop_map(Validator::Modified),
+            any::<String>().prop_map(Validator::ETag),
+            any::<String>().prop_map(Validator::WeakETag),
+            any::<String>().prop_map(Validator::LastModified),
+        ];
+        (0..1u64 << 63, validator).prop_map(|(size, validator)| Fingerprint { size, validator })
+    }
+
+    fn phase() -> impl Strategy<Value = EntryPhase> {
+        prop_oneof![
+            Just(EntryPhase::Absent),
+            Just(EntryPhase::Filling),
+            Just(EntryPhase::Sealed),
+            Just(EntryPhase::Failed),
+            placed().prop_map(EntryPhase::Verified),
+            placed().prop_map(EntryPhase::Published),
+        ]
+    }
+
+    fn proof() -> impl Strategy<Value = Option<ProofClass>> {
+        (0u8..4).prop_map(|byte| decode_proof(byte).unwrap())
+    }
+
+    fn record() -> impl Strategy<Value = EntryRecord> {
+        let part = prop::option::of(
+            ("[a-z0-9-]{1,30}", any::<u64>()).prop_map(|(name, inode)| Part { name, inode }),
+        );
+        let version = (any::<u64>(), fingerprint(), any::<bool>())
+            .prop_map(|(ino, fingerprint, is_settled)| Version { ino, fingerprint, is_settled });
+        let digest = any::<Option<[u8; 32]>>();
+        (version, phase(), part, prop::option::of(placed()), digest, proof()).prop_map(
+            |(version, phase, part, former, digest, proof)| EntryRecord {
+                path: path_of(b"a/b\xff").unwrap(),
+                version,
+                phase,
+                part,
+                former,
+                digest,
+                proof,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_survives_the_round_trip(record in record()) {
+            let bytes = record.encode();
+            prop_assert_eq!(EntryRecord::decode(record.path.as_bytes(), &bytes), Some(record));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(path: Vec<u8>, mut bytes: Vec<u8>) {
+            drop(EntryRecord::decode(&path, &bytes));
+            drop(ErrorNote::decode(&bytes));
+            bytes.splice(..0, [ENTRY_FORMAT, 3, 15, 2]);
+            drop(EntryRecord::decode(b"a", &bytes));
+        }
+
+        #[test]
+        fn a_cut_or_longer_record_is_refused(record in record(), cut: prop::sample::Index) {
+            let mut bytes = record.encode();
+            prop_assert_eq!(EntryRecord::decode(b"a", &bytes[..cut.index(bytes.len())]), None);
+            bytes.push(0);
+            prop_assert_eq!(EntryRecord::decode(b"a", &bytes), None);
+        }
+    }
+
+    #[test]
+    fn a_recorded_name_that_leads_elsewhere_is_refused() {
+        for path in ["..", "a//b", "/a", "a/", "a/../b", "a\0"] {
+            assert!(path_of(path.as_bytes()).is_none(), "{path:?}");
+        }
+        let version = Version {
+            ino: 1,
+            fingerprint: Fingerprint { size: 1, validator: Validator::SizeOnly },
+            is_settled: true,
+        };
+        let mut record = EntryRecord::absent(path_of(b"a").unwrap(), version);
+        record.part = Some(Part { name: "../lock".to_owned(), inode: 1 });
+        assert_eq!(EntryRecord::decode(b"a", &record.encode()), None);
+    }
+}

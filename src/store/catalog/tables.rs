@@ -1,0 +1,162 @@
+//! The tables of one write transaction, kept in step with each other.
+
+use std::ops::Range;
+
+use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
+
+use crate::error::Result;
+
+use super::bits::{Bits, SEGMENT_BLOCKS, by_segment};
+use super::database::{Failure, corrupt};
+use super::record::{EntryPhase, EntryRecord, Version};
+
+/// name -> value of the whole catalog.
+pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+/// path -> entry
+pub(super) const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
+/// inode number -> path
+pub(super) const INOS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("inos");
+/// (inode number, segment) -> bits
+pub(super) const BLOCKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blocks");
+/// paths of the entries that recovery looks at; few, however large the tree
+pub(super) const UNFINISHED: TableDefinition<'_, &[u8], ()> = TableDefinition::new("unfinished");
+/// number -> note
+pub(super) const ERRORS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("errors");
+
+/// The tables about entries, open for writing.
+pub(super) struct Tables<'t> {
+    entries: Table<'t, &'static [u8], &'static [u8]>,
+    inos: Table<'t, u64, &'static [u8]>,
+    blocks: Table<'t, (u64, u64), &'static [u8]>,
+    unfinished: Table<'t, &'static [u8], ()>,
+}
+
+impl<'t> Tables<'t> {
+    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, Failure> {
+        Ok(Self {
+            entries: transaction.open_table(ENTRIES)?,
+            inos: transaction.open_table(INOS)?,
+            blocks: transaction.open_table(BLOCKS)?,
+            unfinished: transaction.open_table(UNFINISHED)?,
+        })
+    }
+
+    pub(super) fn get(&self, path: &[u8]) -> Result<Option<EntryRecord>, Failure> {
+        get_entry(&self.entries, path)
+    }
+
+    /// The entry of `version` as it is, or what it starts as. `None` if a later version is recorded under this path.
+    pub(super) fn get_version(
+        &self,
+        path: &crate::core::path::RelPath,
+        version: &Version,
+    ) -> Result<Option<EntryRecord>, Failure> {
+        let new = || EntryRecord::absent(path.clone(), version.clone());
+        Ok(match self.get(path.as_bytes())? {
+            None => Some(new()),
+            Some(known) if known.version.ino == version.ino => {
+                Some(EntryRecord { version: version.clone(), ..known })
+            }
+            Some(known) if known.version.ino > version.ino => None,
+            Some(known) => Some(EntryRecord { former: known.placed(), ..new() }),
+        })
+    }
+
+    /// Records `record`. An earlier version of its path is forgotten: its number is returned, for its tree.
+    pub(super) fn put(&mut self, record: &EntryRecord) -> Result<Option<u64>, Failure> {
+        let path = record.path.as_bytes();
+        let ino = record.version.ino;
+        let old = self.get(path)?.map(|old| old.version.ino).filter(|old| *old != ino);
+        if let Some(old) = old {
+            self.inos.remove(old)?;
+            self.clear_all(old)?;
+        }
+        self.entries.insert(path, record.encode().as_slice())?;
+        self.inos.insert(ino, path)?;
+        if record.is_unfinished() {
+            self.unfinished.insert(path, ())?;
+        } else {
+            self.unfinished.remove(path)?;
+        }
+        // Of these all blocks or none may be trusted.
+        if !matches!(record.phase, EntryPhase::Filling | EntryPhase::Failed) {
+            self.clear_all(ino)?;
+        }
+        Ok(old)
+    }
+
+    /// Forgets all of an entry; returns it.
+    pub(super) fn remove(&mut self, path: &[u8]) -> Result<Option<EntryRecord>, Failure> {
+        let Some(old) = self.get(path)? else { return Ok(None) };
+        self.entries.remove(path)?;
+        self.unfinished.remove(path)?;
+        self.inos.remove(old.version.ino)?;
+        self.clear_all(old.version.ino)?;
+        Ok(Some(old))
+    }
+
+    /// Records `blocks` of a file as trusted or not.
+    pub(super) fn change_blocks(
+        &mut self,
+        ino: u64,
+        blocks: Range<u64>,
+        is_set: bool,
+    ) -> Result<(), Failure> {
+        for (segment, run) in by_segment(blocks) {
+            let key = (ino, segment);
+            let known = self.blocks.get(key)?.map(|known| decode_bits(key, known.value()));
+            let mut bits = known.transpose()?.unwrap_or_default();
+            bits.change(run, is_set);
+            if bits.as_bytes().is_empty() {
+                self.blocks.remove(key)?;
+            } else {
+                self.blocks.insert(key, bits.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_all(&mut self, ino: u64) -> Result<(), Failure> {
+        self.blocks.retain_in((ino, 0)..=(ino, u64::MAX), |_, _| false)?;
+        Ok(())
+    }
+}
+
+/// The entry of a path.
+pub(super) fn get_entry(
+    entries: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    path: &[u8],
+) -> Result<Option<EntryRecord>, Failure> {
+    let Some(found) = entries.get(path)? else { return Ok(None) };
+    decode_entry(path, found.value()).map(Some)
+}
+
+pub(super) fn decode_entry(path: &[u8], bytes: &[u8]) -> Result<EntryRecord, Failure> {
+    EntryRecord::decode(path, bytes)
+        .ok_or_else(|| corrupt(format!("entry {:?}", String::from_utf8_lossy(path))))
+}
+
+fn decode_bits((ino, segment): (u64, u64), bytes: &[u8]) -> Result<Bits, Failure> {
+    Bits::decode(bytes).ok_or_else(|| corrupt(format!("block map of inode {ino}, part {segment}")))
+}
+
+/// The trusted blocks below `count` of a file, as runs in order.
+pub(super) fn get_blocks(
+    blocks: &impl ReadableTable<(u64, u64), &'static [u8]>,
+    ino: u64,
+    count: u64,
+) -> Result<Vec<Range<u64>>, Failure> {
+    let mut runs = Vec::new();
+    let last = count.saturating_sub(1) / SEGMENT_BLOCKS;
+    for row in blocks.range((ino, 0)..=(ino, last))? {
+        let (key, bits) = row?;
+        let key = key.value();
+        decode_bits(key, bits.value())?.append_to(&mut runs, key.1 * SEGMENT_BLOCKS);
+    }
+    match runs.last() {
+        Some(run) if run.end > count => {
+            Err(corrupt(format!("block map of inode {ino}: block {} of {count}", run.end - 1)))
+        }
+        _ => Ok(runs),
+    }
+}

@@ -1,0 +1,140 @@
+//! What lies in DIR already, before or besides what is published there.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{Dir, FileType, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::core::attributes::{EntryKind, Ownership, Timestamp};
+use crate::core::path::RelPath;
+use crate::error::Result;
+
+use super::destination::RESERVED_NAMES;
+use super::metadata::modified_of;
+use super::root::{open_beneath, stat_entry};
+use super::{Destination, Identity};
+
+/// An entry of DIR as lstat shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Existing {
+    /// What it is.
+    pub kind: EntryKind,
+    /// Length in bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group.
+    pub ownership: Ownership,
+    /// Last modification.
+    pub modified: Timestamp,
+    /// Number of names.
+    pub link_count: u64,
+    /// The inode.
+    pub identity: Identity,
+}
+
+impl Existing {
+    fn of(stat: &Stat) -> Self {
+        Self {
+            kind: kind_of(FileType::from_raw_mode(stat.st_mode)),
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mode: stat.st_mode & 0o7777,
+            ownership: Ownership { uid: stat.st_uid, gid: stat.st_gid },
+            modified: modified_of(stat),
+            link_count: stat.st_nlink,
+            identity: Identity::of(stat),
+        }
+    }
+}
+
+fn kind_of(file_type: FileType) -> EntryKind {
+    match file_type {
+        FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Symlink,
+        FileType::Fifo => EntryKind::Fifo,
+        FileType::Socket => EntryKind::Socket,
+        FileType::CharacterDevice => EntryKind::CharDevice,
+        FileType::BlockDevice => EntryKind::BlockDevice,
+        FileType::RegularFile | FileType::Unknown => EntryKind::File,
+    }
+}
+
+impl Destination {
+    /// What has the name `path` in DIR, symlinks not followed; `None` if nothing has.
+    ///
+    /// # Errors
+    /// `Exists` if a symlink stands in the way to it; `Denied`; `Io`.
+    pub fn existing(&self, path: &RelPath) -> Result<Option<Existing>> {
+        let disk = &self.disk;
+        disk.check_path(path)?;
+        match disk.root.open(path, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(handle) => rustix::fs::fstat(&handle)
+                .map(|stat| Some(Existing::of(&stat)))
+                .map_err(|errno| disk.root.error("stat", path, errno)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(disk.root.error("stat", path, errno)),
+        }
+    }
+
+    /// The target of the symlink `path` in DIR.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if it is no symlink.
+    pub fn existing_target(&self, path: &RelPath) -> Result<OsString> {
+        let disk = &self.disk;
+        disk.check_path(path)?;
+        let parent = disk.root.parent_of(path)?;
+        rustix::fs::readlinkat(&parent, path.name(), Vec::new())
+            .map(|target| OsStr::from_bytes(target.as_bytes()).to_owned())
+            .map_err(|errno| disk.root.error("read symlink", path, errno))
+    }
+
+    /// Shows every entry of DIR except our own, a directory before what it holds. Symlinks and other mounts are shown, never entered.
+    /// Entries that come or go meanwhile may be missed.
+    ///
+    /// # Errors
+    /// `Denied` for a directory that cannot be read; `Io`.
+    pub fn walk_existing(&self, mut show: impl FnMut(RelPath, Existing)) -> Result<()> {
+        let disk = &self.disk;
+        let mut pending = vec![RelPath::root()];
+        while let Some(at) = pending.pop() {
+            let failed = |errno| disk.root.error("list directory", &at, errno);
+            let listed = match disk.root.open(&at, OFlags::RDONLY | OFlags::DIRECTORY) {
+                Ok(directory) => list(&directory).map_err(failed)?,
+                // Gone or changed since it was seen, or another file system.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => continue,
+                Err(errno) => return Err(failed(errno)),
+            };
+            for (name, existing) in listed {
+                if at.is_root() && RESERVED_NAMES.iter().any(|reserved| name == *reserved) {
+                    continue;
+                }
+                let path = at.child(&name)?;
+                if existing.kind == EntryKind::Directory {
+                    pending.push(path.clone());
+                }
+                show(path, existing);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(directory: &impl AsFd) -> Result<Vec<(OsString, Existing)>, Errno> {
+    let mut listed = Vec::new();
+    // Read through a descriptor of its own: a shared one has one position.
+    let own = open_beneath(directory.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
+    for entry in Dir::read_from(&own)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        if let Some(stat) = stat_entry(directory.as_fd(), name)? {
+            listed.push((name.to_owned(), Existing::of(&stat)));
+        }
+    }
+    Ok(listed)
+}

@@ -1,0 +1,59 @@
+//! RING 1: the destination's disk. Blocking code: the engine calls it from `spawn_blocking`, except [`BackingFile::try_read_at`],
+//! which never waits.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`destination`] | opens DIR: state directory, lock, marker, directories |
+//! | [`probe`] | what the destination's file system can do, found by doing |
+//! | [`backing`] | one file's bytes on disk, before and after it is published |
+//! | [`metadata`], [`publish`], [`special`] | owner, xattrs, times, mode; and the rename into place |
+//! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
+//! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
+//! | [`existing`] | what lies in DIR already |
+//! | [`space`], [`verify`] | free space; hashes of what is on disk |
+//!
+//! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
+//! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
+
+pub mod backing;
+pub mod catalog;
+pub mod checkpoint;
+pub mod destination;
+pub mod existing;
+pub mod metadata;
+mod place;
+pub mod probe;
+pub mod publish;
+pub mod recovery;
+mod root;
+pub mod space;
+pub mod special;
+mod state;
+pub mod verify;
+
+pub use backing::BackingFile;
+pub use catalog::Catalog;
+pub use checkpoint::Checkpoint;
+pub use destination::{Destination, DestinationOptions, MARKER_NAME, RESERVED_NAMES, STATE_NAME};
+pub use existing::Existing;
+pub use metadata::{Metadata, MetadataLoss};
+pub use probe::{Abilities, Missing};
+pub use publish::{Candidate, Published, Replace, Vouched};
+pub use recovery::{Recovery, Standing};
+pub use space::Space;
+pub use verify::{BlockHash, BlockHasher, FileHash};
+
+/// Names one inode: device and inode number. Both are reused after the last link and descriptor are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+impl Identity {
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}

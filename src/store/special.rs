@@ -1,0 +1,113 @@
+//! Entries without bytes: symlinks, named pipes, sockets, devices. Made aside with all their metadata, then renamed into place, like files.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::core::attributes::EntryKind;
+use crate::core::path::RelPath;
+use crate::error::{Error, Kind, Result};
+
+use super::backing::remove_part;
+use super::destination::Disk;
+use super::metadata::{self, Metadata, Target};
+use super::publish::{Published, Replace};
+use super::root::{open_beneath, sync_directory};
+use super::{Destination, Identity};
+
+impl Destination {
+    /// Publishes a symlink with the given target, byte for byte; it is not followed, ever. `None` if this destination cannot hold
+    /// symlinks: the caller counts it.
+    ///
+    /// # Errors
+    /// As [`Destination::publish_file`]; `Invalid` for an empty target.
+    pub fn publish_symlink(
+        &self,
+        path: &RelPath,
+        target: &OsStr,
+        metadata: &Metadata,
+        replace: Replace,
+    ) -> Result<Option<Published>> {
+        self.publish_made(path, metadata, replace, |disk, part| match target.is_empty() {
+            true => Err(Errno::INVAL),
+            false => rustix::fs::symlinkat(target, disk.state.parts(), part),
+        })
+    }
+
+    /// Publishes a named pipe, socket or device, as `metadata.attributes.kind` says. `None` if that is not possible here (devices
+    /// need root): the caller counts it.
+    ///
+    /// # Errors
+    /// As [`Destination::publish_file`]; `Invalid` for any other kind.
+    pub fn publish_node(
+        &self,
+        path: &RelPath,
+        metadata: &Metadata,
+        replace: Replace,
+    ) -> Result<Option<Published>> {
+        let kind = match metadata.attributes.kind {
+            EntryKind::Fifo => FileType::Fifo,
+            EntryKind::Socket => FileType::Socket,
+            EntryKind::CharDevice => FileType::CharacterDevice,
+            EntryKind::BlockDevice => FileType::BlockDevice,
+            EntryKind::File | EntryKind::Directory | EntryKind::Symlink => {
+                return Err(Error::new(Kind::Invalid, "publish node")
+                    .at(path.as_path())
+                    .because("neither pipe, socket nor device"));
+            }
+        };
+        let device = metadata.attributes.device_number;
+        self.publish_made(path, metadata, replace, |disk, part| {
+            let mode = Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(disk.state.parts(), part, kind, mode, device)
+        })
+    }
+
+    fn publish_made(
+        &self,
+        path: &RelPath,
+        metadata: &Metadata,
+        replace: Replace,
+        make: impl FnOnce(&Disk, &str) -> Result<(), Errno>,
+    ) -> Result<Option<Published>> {
+        let disk = &*self.disk;
+        let parent = disk.ensure_parent(path)?;
+        let part = disk.part_name(disk.ids.next());
+        match make(disk, &part) {
+            Ok(()) => {}
+            Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::NOSYS)
+                if !disk.options.strict_metadata =>
+            {
+                return Ok(None);
+            }
+            Err(errno) => return Err(disk.root.error("make", path, errno)),
+        }
+        let published = finish(disk, &part, parent.as_fd(), path, metadata, replace);
+        if published.is_err() {
+            remove_part(disk, &part);
+        }
+        published.map(Some)
+    }
+}
+
+fn finish(
+    disk: &Disk,
+    part: &str,
+    parent: BorrowedFd<'_>,
+    path: &RelPath,
+    metadata: &Metadata,
+    replace: Replace,
+) -> Result<Published> {
+    let failed = |op, errno| disk.root.error(op, path, errno);
+    // Not `open_beneath`'s business to follow it, and NO_SYMLINKS lets an O_PATH | O_NOFOLLOW open of a symlink itself pass (openat2(2)).
+    let handle = open_beneath(disk.state.parts(), part.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW)
+        .map_err(|errno| failed("open", errno))?;
+    let losses = metadata::apply(disk, &Target::Handle(handle.as_fd()), path, metadata)?;
+    let stat = rustix::fs::fstat(&handle).map_err(|errno| failed("stat", errno))?;
+    let identity = Identity::of(&stat);
+    disk.place(part, identity, parent, path, replace)?;
+    sync_directory(parent).map_err(|errno| failed("sync directory of", errno))?;
+    Ok(Published { identity, losses })
+}

@@ -1,0 +1,26 @@
+//! The real program on the real kernel, as a user has it. Without FUSE or root these tests skip themselves, or fail if
+//! `REQUIRE_FUSE=1`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/origin.rs"]
+mod origin;
+
+mod harness;
+mod mapping;
+mod tree;
+
+mod bad_input;
+mod exact;
+mod extremes;
+mod hang;
+mod http;
+mod mutations;
+mod published;
+mod replaced;
+mod resume;
+mod sparse;
+mod status;
+mod stress;
+mod unmounting;
