@@ -50,8 +50,11 @@ if [ "$level" != build ]; then
   needs attr setfattr
   needs acl setfacl
   needs rsync rsync
-  needs python3 python3
   needs e2fsprogs mkfs.ext4
+  needs xfsprogs mkfs.xfs
+  needs strace strace
+  needs python3 python3
+  needs openssl openssl
   needs procps pkill
 fi
 if [ "$level" = bench ]; then

@@ -134,13 +134,14 @@ impl Wanted {
         let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return uses };
         for descriptor in descriptors.flatten() {
             let number = descriptor.file_name();
-            let Ok(path) = fs::read_link(descriptor.path()) else { continue };
+            // A path longer than PATH_MAX cannot be read, and keeps a mount busy like any other.
+            let path = fs::read_link(descriptor.path()).ok();
             let in_mount = match self.mount_id(&process, &number) {
                 Some(id) => self.ids.contains(&id),
-                None => self.is_inside(path.as_os_str()),
+                None => path.as_ref().is_some_and(|path| self.is_inside(path.as_os_str())),
             };
             if in_mount {
-                uses.push(Use::Open(path));
+                uses.push(Use::Open(path.unwrap_or_else(|| PathBuf::from("(a very long path)"))));
             }
         }
         uses

@@ -14,13 +14,15 @@ use crate::origin::{Origin, Page};
 
 const LEVELS: usize = 300;
 const LEVEL: &str = "a level of twenty byt";
+/// Closed in the processes that other tests start meanwhile: one of them would keep the mount busy for its whole life.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 fn enter(from: &OwnedFd) -> OwnedFd {
-    rustix::fs::openat(from, LEVEL, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    rustix::fs::openat(from, LEVEL, DIRECTORY, Mode::empty()).unwrap()
 }
 
 fn open_directory(path: &Path) -> OwnedFd {
-    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()).unwrap()
 }
 
 fn deepest(root: &Path) -> OwnedFd {
@@ -28,7 +30,7 @@ fn deepest(root: &Path) -> OwnedFd {
 }
 
 fn read_in(directory: &OwnedFd, name: &str) -> Vec<u8> {
-    let file = rustix::fs::openat(directory, name, OFlags::RDONLY, Mode::empty()).unwrap();
+    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut File::from(file), &mut bytes).unwrap();
     bytes
@@ -44,10 +46,15 @@ fn a_path_longer_than_path_max_is_shown_and_copied() {
         at = enter(&at);
     }
     let file =
-        rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+        rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RWXU).unwrap();
     std::io::Write::write_all(&mut File::from(file), b"content").unwrap();
     let mounted = env.mount(&[]);
-    assert_eq!(read_in(&deepest(&mounted.place), "file"), b"content");
+    let held = deepest(&mounted.place);
+    assert_eq!(read_in(&held, "file"), b"content");
+    let refused = mounted.try_unmount(&[]);
+    let pid = format!("pid {} ", std::process::id());
+    assert!(refused.code == Some(6) && refused.err.contains(&pid), "{refused:?}");
+    drop(held);
     mounted.unmount();
     let mounted = env.mount(&["--hydrate"]);
     mounted.until_complete();
