@@ -30,7 +30,8 @@ fn deepest(root: &Path) -> OwnedFd {
 }
 
 fn read_in(directory: &OwnedFd, name: &str) -> Vec<u8> {
-    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .unwrap();
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut File::from(file), &mut bytes).unwrap();
     bytes
@@ -45,8 +46,13 @@ fn a_path_longer_than_path_max_is_shown_and_copied() {
         rustix::fs::mkdirat(&at, LEVEL, Mode::RWXU).unwrap();
         at = enter(&at);
     }
-    let file =
-        rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RWXU).unwrap();
+    let file = rustix::fs::openat(
+        &at,
+        "file",
+        OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::RWXU,
+    )
+    .unwrap();
     std::io::Write::write_all(&mut File::from(file), b"content").unwrap();
     let mounted = env.mount(&[]);
     let held = deepest(&mounted.place);
