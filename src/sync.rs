@@ -4,10 +4,10 @@
 //! (`--cfg lazycopy_loom`, see `make test-race`). Nothing here knows what it protects.
 
 #[cfg(not(lazycopy_loom))]
-pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 #[cfg(lazycopy_loom)]
-pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 #[cfg(not(lazycopy_loom))]
 pub use real::{Closer, Signal, signal};

@@ -36,6 +36,22 @@ impl Segment {
         self.words[word] & mask != 0
     }
 
+    fn full() -> Self {
+        Self { words: Box::new([u64::MAX; WORDS]), present: SEGMENT_BLOCKS }
+    }
+
+    /// Clears the bits and returns how many were set.
+    fn clear(&mut self, bits: Range<u64>) -> u64 {
+        let mut gone = 0;
+        for bit in bits {
+            let (word, mask) = position(bit);
+            gone += u64::from(self.words[word] & mask != 0);
+            self.words[word] &= !mask;
+        }
+        self.present -= gone;
+        gone
+    }
+
     /// Sets the bits and returns how many were clear.
     fn set(&mut self, bits: Range<u64>) -> u64 {
         let mut newly = 0;
@@ -111,6 +127,29 @@ impl BlockMap {
         newly
     }
 
+    /// Marks `blocks` absent and returns how many were present.
+    pub fn clear(&mut self, blocks: Range<u64>) -> u64 {
+        let mut gone = 0;
+        let mut at = blocks.start;
+        while let Some(start) = self.skip(at..blocks.end, false) {
+            let segment = start / SEGMENT_BLOCKS;
+            let first = segment * SEGMENT_BLOCKS;
+            at = blocks.end.min(first + SEGMENT_BLOCKS);
+            if self.full.run_of(segment).is_some() {
+                self.full.remove(segment..segment + 1);
+                self.partial.insert(segment, Segment::full());
+            }
+            if let Some(entry) = self.partial.get_mut(&segment) {
+                gone += entry.clear(start - first..at - first);
+                if entry.present == 0 {
+                    self.partial.remove(&segment);
+                }
+            }
+        }
+        self.present -= gone;
+        gone
+    }
+
     /// The first run of absent blocks within `blocks`.
     pub fn first_absent(&self, blocks: Range<u64>) -> Option<Range<u64>> {
         let start = self.skip(blocks.clone(), true)?;
@@ -175,13 +214,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_a_set_of_blocks(steps in prop::collection::vec((edges(), edges()), 0..12)) {
+        fn behaves_like_a_set_of_blocks(steps in prop::collection::vec((edges(), edges(), any::<bool>()), 0..12)) {
             let (mut map, mut model) = (BlockMap::default(), BTreeSet::new());
-            for (a, b) in steps {
+            for (a, b, is_set) in steps {
                 let blocks = a.min(b)..a.max(b);
                 let before = model.len();
-                model.extend(blocks.clone());
-                prop_assert_eq!(map.set(blocks), (model.len() - before) as u64);
+                if is_set {
+                    model.extend(blocks.clone());
+                    prop_assert_eq!(map.set(blocks), (model.len() - before) as u64);
+                } else {
+                    model.retain(|index| !blocks.contains(index));
+                    prop_assert_eq!(map.clear(blocks), (before - model.len()) as u64);
+                }
                 prop_assert_eq!(map.present(), model.len() as u64);
                 for segment in 0..4u64 {
                     for off in -4i64..5 {

@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod block_map;
+pub mod budget;
 pub mod claims;
 pub mod flight;
 pub mod hashes;

@@ -67,6 +67,15 @@ impl RunSet {
         self.runs.iter().map(|(&start, &end)| start..end)
     }
 
+    /// How many numbers of `run` are in it.
+    pub fn count_in(&self, run: Range<u64>) -> u64 {
+        let before = self.runs.range(..run.start).next_back();
+        let within = self.runs.range(run.clone());
+        let overlap =
+            |(&start, &end): (&u64, &u64)| end.min(run.end).saturating_sub(start.max(run.start));
+        before.into_iter().chain(within).map(overlap).sum()
+    }
+
     /// How many numbers are in it.
     pub fn count(&self) -> u64 {
         self.runs.iter().map(|(start, end)| end - start).sum()
@@ -103,6 +112,8 @@ mod tests {
                 prop_assert_eq!(runs.iter().flatten().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
                 let all: Vec<_> = runs.iter().collect();
                 prop_assert!(all.windows(2).all(|pair| pair[0].end < pair[1].start), "runs touch: {:?}", all);
+                let inside = model.range(start / 2..start + len).count() as u64;
+                prop_assert_eq!(runs.count_in(start / 2..start + len), inside);
                 for number in 0..80 {
                     prop_assert_eq!(runs.run_of(number).is_some(), model.contains(&number));
                 }

@@ -117,20 +117,20 @@ impl Engine {
                 self.fetch_ahead(file, plan, Arc::downgrade(handle));
             }
         }
-        let Some(epoch) = file.claims.covered_since(want) else {
+        let Some(since) = file.claims.covered_since(want) else {
             return Ok(TryRead::Miss);
         };
         let buffer = &mut buffer[..usize::try_from(want.len()).unwrap_or(usize::MAX)];
         let Some(backing) = file.backing() else {
             buffer.fill(0); // present without a backing file: holes
-            return Ok(if file.claims.epoch() == epoch {
+            return Ok(if file.claims.still_covers(want, since) {
                 self.hit(buffer.len())
             } else {
                 TryRead::Miss
             });
         };
         match backing.try_read_at(want.start, buffer) {
-            Ok(Some(read)) if read == buffer.len() && file.claims.epoch() == epoch => {
+            Ok(Some(read)) if read == buffer.len() && file.claims.still_covers(want, since) => {
                 Ok(self.hit(read))
             }
             _ => Ok(TryRead::Miss),
@@ -215,9 +215,9 @@ impl Engine {
             }
             match self.claim(file, want) {
                 Claim::Covered => {
-                    let Some(epoch) = file.claims.covered_since(want) else { continue };
+                    let Some(since) = file.claims.covered_since(want) else { continue };
                     match self.copy_out(file, want).await {
-                        Ok(bytes) if file.claims.epoch() == epoch => return Ok(bytes),
+                        Ok(bytes) if file.claims.still_covers(want, since) => return Ok(bytes),
                         Ok(_) => {}
                         Err(error) if error.is_of_destination() => {
                             tracing::warn!(path = %file.path, %error, "served from the source");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::claims::Unrecorded;
 use crate::core::flight::Boarded;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
@@ -66,9 +67,8 @@ struct Snapshot {
     file: Arc<LazyFile>,
     part: Arc<BackingFile>,
     version: Version,
-    blocks: Vec<std::ops::Range<u64>>,
+    unrecorded: Unrecorded,
     hashes: Vec<(u64, BlockHash)>,
-    epoch: u64,
 }
 
 impl Engine {
@@ -182,8 +182,9 @@ impl Engine {
         match recorded.await {
             Ok(results) => {
                 for (snapshot, result) in results {
-                    if let Err(error) = result {
-                        self.not_recorded(&snapshot, &error);
+                    match result {
+                        Ok(()) => snapshot.unrecorded.recorded(),
+                        Err(error) => self.not_recorded(snapshot, &error),
                     }
                 }
             }
@@ -200,28 +201,27 @@ impl Engine {
             self.dirty.insert(file.ino, file);
             return None;
         }
-        let epoch = file.claims.epoch();
-        let blocks = file.claims.take_unrecorded();
+        let unrecorded = file.claims.take_unrecorded();
         let part = file.backing()?;
-        if file.claims.epoch() != epoch || blocks.is_empty() {
+        if !unrecorded.is_current() || unrecorded.blocks().is_empty() {
             return None;
         }
         let hash = |index| file.hashes.get(index).map(|hash| (index, hash));
-        let hashes = blocks.iter().cloned().flatten().filter_map(hash).collect();
-        Some(Snapshot { version: file.version(), file, part, blocks, hashes, epoch })
+        let hashes = unrecorded.blocks().iter().cloned().flatten().filter_map(hash).collect();
+        Some(Snapshot { version: file.version(), file, part, unrecorded, hashes })
     }
 
-    fn not_recorded(&self, snapshot: &Snapshot, error: &crate::error::Error) {
-        let Snapshot { file, part, blocks, epoch, .. } = snapshot;
+    fn not_recorded(&self, snapshot: Snapshot, error: &crate::error::Error) {
+        let Snapshot { file, part, unrecorded, .. } = snapshot;
         tracing::warn!(path = %file.path, %error, "checkpoint");
         if part.is_broken() {
             // What was not recorded is gone with the failed sync; the rest of the part is not worth telling apart.
             file.start_over();
-            self.abandon(file, part);
+            self.abandon(&file, &part);
             return;
         }
-        file.claims.give_back_unrecorded(blocks, *epoch);
-        self.dirty.insert(file.ino, Arc::clone(file));
+        drop(unrecorded); // gives them back
+        self.dirty.insert(file.ino, file);
     }
 
     /// The source has another version now: nothing of this one is kept but what is published. Says whether this call found out first.
@@ -266,11 +266,11 @@ impl Engine {
 fn checkpoints(snapshots: &[Snapshot]) -> Vec<Checkpoint<'_>> {
     snapshots
         .iter()
-        .map(|Snapshot { file, part, version, blocks, hashes, .. }| Checkpoint {
+        .map(|Snapshot { file, part, version, unrecorded, hashes }| Checkpoint {
             path: &file.path,
             version,
             part,
-            blocks,
+            blocks: unrecorded.blocks(),
             hashes,
         })
         .collect()

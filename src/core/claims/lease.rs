@@ -62,7 +62,7 @@ impl Lease {
             front / BLOCK_SIZE
         };
         let first = before / BLOCK_SIZE;
-        if first < end {
+        if bytes > 0 && first < end {
             state.map.set(first..end);
             state.unrecorded.insert(first..end);
             self.claims.publish_local_bytes(&state);

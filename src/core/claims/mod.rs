@@ -4,11 +4,18 @@
 //! must wait; in the last case it also receives a [`Lease`] for every part that nobody fetches yet. A lease is the right and the duty
 //! to fetch: each block is led by at most one lease, and every way of ending one, drop included, wakes all who
 //! waited for it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `lease` | the two ends of a fetch |
+//! | `record` | blocks on their way into the durable record |
+//! | `evict` | blocks on their way off the disk, and who must not notice |
 
+mod evict;
 mod lease;
+mod record;
 mod state;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,11 +23,13 @@ use crate::core::ids::{ChunkId, Ids};
 use crate::core::priority::Priority;
 use crate::core::range::{BLOCK_SIZE, ByteRange, block_count};
 use crate::error::Error;
-use crate::sync::{AtomicU8, AtomicU64, Mutex, Ordering, signal};
+use crate::sync::{AtomicU8, AtomicU64, Mutex, Ordering, fence, signal};
 
 use state::{Failure, State, Waiting};
 
+pub use evict::{Covered, Eviction, Pin};
 pub use lease::{Lease, Waiter};
+pub use record::Unrecorded;
 
 /// Presence, running chunks and waiters of one version of one file.
 ///
@@ -33,6 +42,8 @@ pub struct Claims {
     local_bytes: AtomicU64,
     /// How often everything was taken back. Release in `clear`; pairs with Acquire in `epoch`.
     epoch: AtomicU64,
+    /// How often anything was taken back, a block or everything. Written under the lock; see [`Claims::still_covers`] for its fences.
+    changes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -103,6 +114,7 @@ impl Claims {
             size,
             local_bytes: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             state: Mutex::new(State::default()),
         }
     }
@@ -121,14 +133,6 @@ impl Claims {
     pub fn covers(&self, want: ByteRange) -> bool {
         let want = want.clip(self.size);
         self.state.lock().lacking(want) == 0
-    }
-
-    /// As [`Claims::covers`]; `Some(epoch)` if so. Bytes that were read from the backing file afterwards are right if
-    /// [`Claims::epoch`] still answers the same then: nothing was taken back meanwhile.
-    pub fn covered_since(&self, want: ByteRange) -> Option<u64> {
-        let want = want.clip(self.size);
-        let state = self.state.lock();
-        (state.lacking(want) == 0).then(|| self.epoch())
     }
 
     /// How often everything was taken back.
@@ -219,32 +223,18 @@ impl Claims {
         drop(woken);
     }
 
-    /// Takes the blocks that landed since the last call: the snapshot that a checkpoint records once their bytes are synced. They are
-    /// present now; their bytes were written before this call.
-    pub fn take_unrecorded(&self) -> Vec<Range<u64>> {
-        std::mem::take(&mut self.state.lock().unrecorded).iter().collect()
-    }
-
-    /// Gives blocks back that could not be recorded, unless everything was taken back since `epoch`.
-    pub fn give_back_unrecorded(&self, blocks: &[Range<u64>], epoch: u64) {
-        let mut state = self.state.lock();
-        if self.epoch() == epoch {
-            for run in blocks {
-                state.unrecorded.insert(run.clone());
-            }
-        }
-    }
-
     /// Takes back everything: no block is present any more, running chunks land in vain. All waiters look again. The backing file
     /// may be exchanged afterwards, not before.
     pub fn clear(&self) {
         let mut state = self.state.lock();
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.changes.fetch_add(1, Ordering::AcqRel);
         let old = std::mem::take(&mut *state);
         state.next_waiter = old.next_waiter;
         self.local_bytes.store(0, Ordering::Relaxed);
         drop(state);
         drop(old);
+        fence(Ordering::Release); // as in `evict`
     }
 
     /// Remembers that `range` cannot be had until `until`, so that who asks again meanwhile is answered at once.

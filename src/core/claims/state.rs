@@ -1,6 +1,7 @@
 //! What the lock of [`super::Claims`] guards. Methods that need the guard live here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,9 +18,18 @@ pub(super) struct State {
     pub(super) map: BlockMap,
     /// Blocks that landed since somebody took them for the record.
     pub(super) unrecorded: RunSet,
+    /// Blocks that somebody took and has not answered for yet: a commit may be about to vouch for them.
+    pub(super) recording: RunSet,
+    /// Blocks that are being taken off the disk: absent, and nobody's to fetch until that has ended.
+    pub(super) evicting: RunSet,
+    /// What was evicted lately, by the number of the change; older changes are forgotten.
+    pub(super) recently_evicted: VecDeque<(u64, Vec<Range<u64>>)>,
+    /// What slow readers are about to copy out.
+    pub(super) pins: Vec<(u64, ByteRange)>,
     /// By first byte. Chunks never overlap and hold no block that is present beyond their landed front.
     pub(super) running: BTreeMap<u64, Arc<Chunk>>,
     pub(super) waiters: Vec<Waiting>,
+    /// Number of the next waiter or pin.
     pub(super) next_waiter: u64,
     pub(super) failures: Vec<Failure>,
 }
@@ -69,20 +79,28 @@ impl State {
             .filter(move |chunk| chunk.range.overlaps(range))
     }
 
-    /// The first run of whole blocks in `range` that is neither present nor being fetched.
+    /// The first run of whole blocks in `range` that is neither present nor being fetched nor being evicted.
     pub(super) fn first_gap(&self, range: ByteRange, size: u64) -> Option<ByteRange> {
         let mut blocks = range.blocks();
         while let Some(absent) = self.map.first_absent(blocks.clone()) {
+            if let Some(evicting) = self.evicting.run_of(absent.start) {
+                blocks.start = evicting.end.min(blocks.end);
+                continue;
+            }
+            let evicting = self.evicting.next_run(absent.start);
+            let end = evicting.map_or(absent.end, |evicting| evicting.start.min(absent.end));
             let absent = ByteRange::new(
                 absent.start.saturating_mul(BLOCK_SIZE),
-                absent.end.saturating_mul(BLOCK_SIZE).min(size),
+                end.saturating_mul(BLOCK_SIZE).min(size),
             );
             match self.running_within(absent).next() {
                 None => return Some(absent),
                 Some(chunk) if chunk.range.start > absent.start => {
                     return Some(ByteRange::new(absent.start, chunk.range.start));
                 }
-                Some(chunk) => blocks.start = chunk.range.end.div_ceil(BLOCK_SIZE),
+                Some(chunk) => {
+                    blocks.start = chunk.range.end.div_ceil(BLOCK_SIZE).min(blocks.end);
+                }
             }
         }
         None

@@ -1,8 +1,10 @@
+use std::ops::Range;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::range::block_range;
 use crate::error::Kind;
 
 const BIG: u64 = 16 << 20;
@@ -142,15 +144,18 @@ fn whole_blocks_that_landed_are_taken_for_the_record_once() {
     let mut lease = lead(claims.lead(all, Priority::Hydration, BIG, &ids, now));
     claims.mark_present(ByteRange::at(4 * BLOCK_SIZE, BLOCK_SIZE));
     lease.landed(2 * BLOCK_SIZE + 7);
-    assert_eq!(claims.take_unrecorded().as_slice(), std::slice::from_ref(&(0..2)));
-    assert!(claims.take_unrecorded().is_empty());
-    claims.give_back_unrecorded(std::slice::from_ref(&(1..2)), claims.epoch());
+    let taken = claims.take_unrecorded();
+    assert_eq!(taken.blocks(), std::slice::from_ref(&(0..2)));
+    assert!(claims.take_unrecorded().blocks().is_empty());
+    drop(taken); // not recorded after all
     lease.landed(BLOCK_SIZE - 7);
-    assert_eq!(claims.take_unrecorded().as_slice(), std::slice::from_ref(&(1..3)));
-    let epoch = claims.epoch();
+    let taken = claims.take_unrecorded();
+    assert_eq!(taken.blocks(), std::slice::from_ref(&(0..3)));
     claims.clear();
-    claims.give_back_unrecorded(std::slice::from_ref(&(0..1)), epoch);
-    assert!(claims.take_unrecorded().is_empty(), "what was taken back is never recorded");
+    assert!(!taken.is_current());
+    drop(taken);
+    let nothing = claims.take_unrecorded();
+    assert!(nothing.blocks().is_empty(), "what was taken back is never recorded");
 }
 
 #[test]
@@ -176,6 +181,94 @@ fn the_tail_of_a_huge_file_is_one_chunk_of_its_own() {
     drop(lease);
 }
 
+/// A file of `blocks` blocks, all of which landed.
+fn full(blocks: u64) -> (Arc<Claims>, Ids, Instant) {
+    let (claims, ids, now) = file(blocks * BLOCK_SIZE);
+    let all = ByteRange::at(0, blocks * BLOCK_SIZE);
+    let mut lease = lead(claims.lead(all, Priority::Hydration, u64::MAX, &ids, now));
+    lease.landed(blocks * BLOCK_SIZE);
+    lease.commit();
+    (claims, ids, now)
+}
+
+fn runs<const N: usize>(runs: [Range<u64>; N]) -> Vec<Range<u64>> {
+    runs.into_iter().collect()
+}
+
+#[test]
+fn an_evicted_block_is_a_miss_that_waits_for_the_evictions_end() {
+    let (claims, ids, now) = full(4);
+    let want = ByteRange::at(BLOCK_SIZE, 10);
+    let elsewhere = ByteRange::at(3 * BLOCK_SIZE, 10);
+    let (since, apart) =
+        (claims.covered_since(want).unwrap(), claims.covered_since(elsewhere).unwrap());
+    let eviction = claims.evict(&runs([0..2]), &[], 9).unwrap();
+    assert_eq!(eviction.blocks(), runs([0..2]));
+    assert!(!claims.still_covers(want, since) && !claims.covers(want));
+    assert!(claims.still_covers(elsewhere, apart), "other blocks are as they were");
+    assert_eq!(claims.local_bytes(), 2 * BLOCK_SIZE);
+    let (leases, mut waiter) = pending(claims.claim(want, Priority::Demand, BIG, &ids, now));
+    assert!(leases.is_empty() && !waiter.signal().is_closed());
+    assert!(matches!(claims.lead(want, Priority::Demand, BIG, &ids, now), Lead::Running));
+    drop(eviction);
+    assert!(waiter.signal().is_closed());
+    let (leases, _waiter) = pending(claims.claim(want, Priority::Demand, BIG, &ids, now));
+    assert_eq!(leases.len(), 1);
+}
+
+#[test]
+fn what_is_pinned_fetched_kept_or_being_recorded_stays() {
+    let (claims, ids, now) = full(8);
+    let everything = runs([0..8]);
+    let recording = claims.take_unrecorded();
+    assert!(claims.evict(&everything, &[], 8).is_none());
+    recording.recorded();
+    let pin = claims.pin(ByteRange::at(BLOCK_SIZE + 1, 1));
+    let keep = [ByteRange::at(5 * BLOCK_SIZE, BLOCK_SIZE)];
+    let first = claims.evict(&everything, &keep, 4).unwrap();
+    assert_eq!(first.blocks(), runs([0..1, 2..5]));
+    drop(first);
+    let gap = ByteRange::at(3 * BLOCK_SIZE, BLOCK_SIZE);
+    let fetched = lead(claims.lead(gap, Priority::Demand, BIG, &ids, now));
+    let second = claims.evict(&runs([6..8, 0..6]), &[], 8).unwrap();
+    assert_eq!(second.blocks(), runs([0..1, 2..3, 4..8]));
+    assert!(claims.evict_all().is_none());
+    drop((pin, fetched, second));
+    assert!(claims.evict_all().is_some());
+}
+
+#[test]
+fn while_a_whole_file_is_evicted_nothing_of_it_can_be_fetched() {
+    let (claims, ids, now) = file(4 * BLOCK_SIZE);
+    let all = ByteRange::at(0, 4 * BLOCK_SIZE);
+    let eviction = claims.evict_all().unwrap();
+    assert!(matches!(claims.lead(all, Priority::Demand, BIG, &ids, now), Lead::Running));
+    drop(eviction);
+    assert!(matches!(claims.lead(all, Priority::Demand, BIG, &ids, now), Lead::Lease(_)));
+}
+
+#[test]
+fn evicted_blocks_are_never_recorded_and_blocks_that_land_again_are() {
+    let (claims, ids, now) = full(3);
+    drop(claims.evict(&runs([1..2]), &[], 1));
+    let taken = claims.take_unrecorded();
+    assert_eq!(taken.blocks(), runs([0..1, 2..3]));
+    taken.recorded();
+    let mut lease = lead(claims.lead(ByteRange::at(0, 1 << 30), Priority::Demand, BIG, &ids, now));
+    lease.landed(BLOCK_SIZE);
+    assert_eq!(claims.take_unrecorded().blocks(), runs([1..2]));
+}
+
+#[test]
+fn a_read_that_slept_through_many_evictions_looks_again() {
+    let (claims, _, _) = full(2);
+    let since = claims.covered_since(ByteRange::at(BLOCK_SIZE, 1)).unwrap();
+    for _ in 0..200 {
+        drop(claims.evict(&runs([0..1]), &[], 1));
+    }
+    assert!(!claims.still_covers(ByteRange::at(BLOCK_SIZE, 1), since));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Claim { offset: u64, len: u64 },
@@ -185,6 +278,12 @@ enum Step {
     Drop { which: usize },
     Hole { offset: u64, len: u64 },
     Leave { which: usize },
+    Evict { first: u64, count: u64, max: u64 },
+    EndEviction { which: usize },
+    Pin { offset: u64, len: u64 },
+    Unpin { which: usize },
+    TakeForRecord,
+    EndRecord { which: usize, is_recorded: bool },
 }
 
 fn steps(size: u64) -> impl Strategy<Value = Vec<Step>> {
@@ -199,6 +298,12 @@ fn steps(size: u64) -> impl Strategy<Value = Vec<Step>> {
             2 => (0usize..8).prop_map(|which| Step::Drop { which }),
             1 => range.prop_map(|(offset, len)| Step::Hole { offset, len }),
             1 => (0usize..8).prop_map(|which| Step::Leave { which }),
+            3 => (0u64..7, 0u64..7, 0u64..7).prop_map(|(first, count, max)| Step::Evict { first, count, max }),
+            2 => (0usize..8).prop_map(|which| Step::EndEviction { which }),
+            1 => (0..size, 0..size).prop_map(|(offset, len)| Step::Pin { offset, len }),
+            1 => (0usize..8).prop_map(|which| Step::Unpin { which }),
+            1 => Just(Step::TakeForRecord),
+            1 => (0usize..8, any::<bool>()).prop_map(|(which, is_recorded)| Step::EndRecord { which, is_recorded }),
         ],
         0..60,
     )
@@ -230,6 +335,8 @@ proptest! {
         let (claims, ids, now) = file(size);
         let mut model = Model { readable: vec![false; usize::try_from(size.div_ceil(unit)).unwrap()], unit };
         let (mut leases, mut waiters): (Vec<Lease>, Vec<Waiter>) = (Vec::new(), Vec::new());
+        let (mut evictions, mut pins): (Vec<Eviction>, Vec<(Pin, ByteRange)>) = (Vec::new(), Vec::new());
+        let mut recordings: Vec<Unrecorded> = Vec::new();
         for step in steps {
             match step {
                 Step::Claim { offset, len } => {
@@ -278,6 +385,37 @@ proptest! {
                 Step::Leave { which } if !waiters.is_empty() => {
                     waiters.swap_remove(which % waiters.len());
                 }
+                Step::Evict { first, count, max } => {
+                    let candidate = first..(first + count).min(block_count(size)).max(first);
+                    if let Some(eviction) = claims.evict(&runs([candidate.clone()]), &[], max) {
+                        let blocks: Vec<u64> = eviction.blocks().iter().cloned().flatten().collect();
+                        prop_assert!(blocks.len() as u64 <= max);
+                        for block in blocks {
+                            let bytes = block_range(block, size);
+                            prop_assert!(candidate.contains(&block));
+                            prop_assert!(pins.iter().all(|(_, pin)| !pin.to_blocks(size).overlaps(bytes)), "pinned");
+                            prop_assert!(leases.iter().all(|lease| !lease.chunk().range.overlaps(bytes)), "fetched");
+                            prop_assert!(recordings.iter().all(|taken| !taken.blocks().iter().any(|run| run.contains(&block))), "recorded");
+                            model.set(bytes, false);
+                        }
+                        evictions.push(eviction);
+                    }
+                }
+                Step::EndEviction { which } if !evictions.is_empty() => {
+                    evictions.swap_remove(which % evictions.len());
+                }
+                Step::Pin { offset, len } => {
+                    let want = ByteRange::at(offset, len).clip(size);
+                    pins.push((claims.pin(want), want));
+                }
+                Step::Unpin { which } if !pins.is_empty() => {
+                    pins.swap_remove(which % pins.len());
+                }
+                Step::TakeForRecord => recordings.push(claims.take_unrecorded()),
+                Step::EndRecord { which, is_recorded } if !recordings.is_empty() => {
+                    let taken = recordings.swap_remove(which % recordings.len());
+                    if is_recorded { taken.recorded() } else { drop(taken) }
+                }
                 _ => {}
             }
             for (index, readable) in model.readable.iter().enumerate() {
@@ -295,13 +433,15 @@ proptest! {
                 if covered {
                     prop_assert!(waiter.signal().is_closed(), "{} sleeps over bytes that are there", waiter.want());
                 } else if !waiter.signal().is_closed() {
-                    let fetched: u64 = claims.running_in(waiter.want()).len() as u64;
-                    prop_assert!(fetched > 0, "{} waits and nobody fetches", waiter.want());
+                    let wanted = waiter.want().blocks();
+                    let is_evicted = evictions.iter().flat_map(Eviction::blocks).any(|run| run.start < wanted.end && wanted.start < run.end);
+                    let is_fetched = !claims.running_in(waiter.want()).is_empty();
+                    prop_assert!(is_fetched || is_evicted, "{} waits and nobody fetches", waiter.want());
                     prop_assert!(waiter.lacking() > 0);
                 }
             }
         }
-        drop(leases);
+        drop((leases, evictions));
         for waiter in &mut waiters {
             prop_assert!(waiter.signal().is_closed());
         }
