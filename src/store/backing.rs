@@ -4,14 +4,17 @@
 //! that somebody put in its place is never read for it. Which bytes are valid is not known here (see `core`).
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
+use crate::core::budget::Occupied;
 use crate::core::path::RelPath;
+use crate::core::range::BLOCK_SIZE;
 use crate::error::{Error, Kind, Result};
 use crate::sync::{AtomicBool, Ordering};
 
@@ -51,6 +54,8 @@ pub struct BackingFile {
     kept: ArcSwapOption<OwnedFd>,
     /// Set when a sync failed. Relaxed: whoever depends on it saw the failed call return.
     is_broken: AtomicBool,
+    /// What it takes from the budget of the destination.
+    occupied: Occupied,
     /// Whether the catalog knows the part. Relaxed: set before the commit and taken back after one, by whoever then drops its handle.
     is_kept: AtomicBool,
 }
@@ -125,6 +130,7 @@ impl BackingFile {
     ) -> Self {
         drop(disk.descriptors.insert(id, Arc::new(fd)));
         Self {
+            occupied: Occupied::new(disk.budget.clone(), size),
             disk,
             id,
             identity,
@@ -144,6 +150,11 @@ impl BackingFile {
     /// The inode. The same before and after publishing.
     pub fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// The blocks that take room on the disk, where that is counted.
+    pub fn occupied(&self) -> &Occupied {
+        &self.occupied
     }
 
     /// Where it lies in DIR once it is published.
@@ -276,6 +287,25 @@ impl BackingFile {
         let stat = rustix::fs::fstat(&*descriptor)
             .map_err(|errno| self.error("stat backing file", errno))?;
         Ok(u64::try_from(stat.st_blocks).unwrap_or(0))
+    }
+
+    /// Gives the room of `blocks` back to the file system; they read as zeros then. Nobody may trust or write them meanwhile. A published
+    /// file is never touched: the kernel may read it by itself, also through a mapping that outlives its handle.
+    ///
+    /// # Errors
+    /// `ReadOnly` if it is no part; `NotSupported` where the file system cannot; `Io`.
+    pub fn punch(&self, blocks: Range<u64>) -> Result<()> {
+        if !matches!(&**self.place.load(), Place::Part(_)) {
+            return Err(self.error("punch part", Errno::ROFS).because("it is published"));
+        }
+        let descriptor = self.descriptor()?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Whole blocks, also at the end: what is cut within a block of the file system is only zeroed (fallocate(2)).
+        let (start, len) = (blocks.start * BLOCK_SIZE, (blocks.end - blocks.start) * BLOCK_SIZE);
+        retry_on_intr(|| rustix::fs::fallocate(&*descriptor, flags, start, len))
+            .map_err(|errno| self.error("punch part", errno))?;
+        self.occupied.release(blocks);
+        Ok(())
     }
 
     /// Runs one sync, at most once to failure.

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use crate::core::budget::Budget;
 use crate::core::ids::Ids;
 use crate::core::path::RelPath;
 use crate::core::pool::LruPool;
@@ -43,6 +44,8 @@ pub struct DestinationOptions {
     pub umask: u32,
     /// Most descriptors of backing files that stay open; `None` = a quarter of the soft RLIMIT_NOFILE.
     pub descriptors: Option<usize>,
+    /// Most bytes that parts and published files may take; `None` = no limit, and nothing is counted.
+    pub keep: Option<u64>,
 }
 
 impl Default for DestinationOptions {
@@ -53,6 +56,7 @@ impl Default for DestinationOptions {
             strict_metadata: false,
             umask: 0o022,
             descriptors: None,
+            keep: None,
         }
     }
 }
@@ -75,6 +79,8 @@ pub(super) struct Disk {
     pub(super) options: DestinationOptions,
     pub(super) descriptors: LruPool<u64, Descriptor>,
     pub(super) ids: Ids,
+    /// What files may take, if that is limited.
+    pub(super) budget: Option<Arc<Budget>>,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
 }
@@ -104,7 +110,12 @@ impl Destination {
         let ids = Ids::default();
         let shown_as = root.shown_as().join(STATE_NAME);
         let catalog = Catalog::open(state.fd(), state.trees(), &shown_as)?;
-        let disk = Disk { root, catalog, state, abilities, options, descriptors, ids, salt };
+        let unit = rustix::fs::fstatvfs(root.fd())
+            .map_err(|errno| root.error("stat destination", &RelPath::root(), errno))?
+            .f_frsize;
+        let budget = options.keep.map(|cap| Budget::new(cap, unit));
+        let disk =
+            Disk { root, catalog, state, abilities, options, descriptors, ids, budget, salt };
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };
         let recovery = opened.recover()?;
         tracing::info!(path = %opened.shown_as().display(), ?recovery, "destination opened");
@@ -119,6 +130,11 @@ impl Destination {
     /// The options it was opened with.
     pub fn options(&self) -> &DestinationOptions {
         &self.disk.options
+    }
+
+    /// What its files take and may take, if that is limited.
+    pub fn budget(&self) -> Option<&Arc<Budget>> {
+        self.disk.budget.as_ref()
     }
 
     /// DIR as the user named it: for messages, never for access.
@@ -141,13 +157,18 @@ impl Destination {
     /// # Errors
     /// `Exists` if something that is not our marker has its name; else as a write.
     pub fn write_marker(&self, source: &str, go_on: &str) -> Result<()> {
-        let text = format!(
-            "{MARKER_FIRST_LINE}\n\n\
-             Source: {source}\n\
-             To go on: {go_on}\n\n\
-             Files that are here are whole; files that are missing here were not copied yet.\n\
-             lazycopy removes this file when the copy is complete.\n"
-        );
+        let meaning = match self.disk.budget {
+            None => {
+                "Files that are here are whole; files that are missing here were not copied yet.\n\
+                 lazycopy removes this file when the copy is complete."
+            }
+            // It never will be: the marker stays, lest a backup takes what happens to be here for the source.
+            Some(_) => {
+                "It is a cache of limited size: files that are here are whole, and go again when room is needed."
+            }
+        };
+        let text =
+            format!("{MARKER_FIRST_LINE}\n\nSource: {source}\nTo go on: {go_on}\n\n{meaning}\n");
         self.disk.state.write_marker(&self.disk.root, MARKER_FIRST_LINE, &text)
     }
 

@@ -9,6 +9,7 @@
 //! | [`metadata`], [`publish`], [`special`] | owner, xattrs, times, mode; and the rename into place |
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
+//! | [`evict`] | what goes again from a cache of limited size |
 //! | [`existing`] | what lies in DIR already |
 //! | [`space`], [`verify`] | free space; hashes of what is on disk |
 //!
@@ -19,6 +20,7 @@ pub mod backing;
 pub mod catalog;
 pub mod checkpoint;
 pub mod destination;
+pub mod evict;
 pub mod existing;
 pub mod metadata;
 mod place;
@@ -35,6 +37,7 @@ pub use backing::BackingFile;
 pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;
 pub use destination::{Destination, DestinationOptions, MARKER_NAME, RESERVED_NAMES, STATE_NAME};
+pub use evict::{Kept, KeptAs};
 pub use existing::Existing;
 pub use metadata::{Metadata, MetadataLoss};
 pub use probe::{Abilities, Missing};

@@ -132,7 +132,7 @@ impl Destination {
             disk.catalog.sync_hash_names().map_err(failed)?;
         }
         let phase = EntryPhase::Published(placed_of(&stat));
-        let record = record_of(&path, &vouched, phase, None);
+        let record = EntryRecord { is_adopted: true, ..record_of(&path, &vouched, phase, None) };
         match disk.catalog.record_intents(&[record])?.as_slice() {
             [true] => Ok(()),
             _ => Err(superseded(&path)),

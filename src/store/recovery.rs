@@ -174,7 +174,7 @@ impl Destination {
         })
     }
 
-    fn final_of(&self, path: &RelPath) -> Result<Final> {
+    pub(super) fn final_of(&self, path: &RelPath) -> Result<Final> {
         let root = &self.disk.root;
         let device = self.disk.state.device();
         match root.open(path, OFlags::PATH | OFlags::NOFOLLOW) {

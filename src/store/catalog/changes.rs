@@ -1,8 +1,9 @@
 //! What is said of entries: each call is one transaction. Nothing is trusted before it was said, and it is unsaid before the data goes.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use redb::WriteTransaction;
+use redb::{ReadableTable, WriteTransaction};
 
 use crate::core::path::RelPath;
 use crate::core::range::block_count;
@@ -11,7 +12,7 @@ use crate::error::Result;
 use super::Catalog;
 use super::database::{Commit, Failure};
 use super::record::{EntryPhase, EntryRecord, Part, Placed, Version};
-use super::tables::Tables;
+use super::tables::{Tables, USES};
 
 /// What one checkpoint adds to one file. The part and the hashes are durable already.
 #[derive(Debug, Clone)]
@@ -58,7 +59,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As a durable write.
-    pub fn clear_blocks(&self, path: &RelPath, ino: u64, blocks: Range<u64>) -> Result<()> {
+    pub fn clear_blocks(&self, path: &RelPath, ino: u64, blocks: &[Range<u64>]) -> Result<()> {
         self.change("clear blocks", Commit::Durable, |tables, gone| {
             let Some(mut record) = tables.get(path.as_bytes())? else { return Ok(()) };
             if record.version.ino != ino {
@@ -71,7 +72,10 @@ impl Catalog {
                 let all = 0..block_count(record.version.fingerprint.size);
                 tables.change_blocks(ino, all, true)?;
             }
-            tables.change_blocks(ino, blocks.clone(), false)
+            for run in blocks {
+                tables.change_blocks(ino, run.clone(), false)?;
+            }
+            Ok(())
         })
     }
 
@@ -83,6 +87,21 @@ impl Catalog {
         self.clear_with(path, ino, Commit::Durable)
     }
 
+    /// As [`Catalog::clear`] for a file that is about to leave DIR, so that it leaves also if that is cut short.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub(in crate::store) fn clear_evicted(&self, path: &RelPath, ino: u64) -> Result<()> {
+        self.change("evict entry", Commit::Durable, |tables, gone| {
+            let known = tables.get(path.as_bytes())?;
+            let Some(record) = known.filter(|known| known.version.ino == ino) else {
+                return Ok(());
+            };
+            gone.push(ino);
+            tables.put(&EntryRecord { is_evicted: true, ..emptied(record) }).map(drop)
+        })
+    }
+
     fn clear_with(&self, path: &RelPath, ino: u64, commit: Commit) -> Result<()> {
         self.change("clear entry", commit, |tables, gone| {
             let known = tables.get(path.as_bytes())?;
@@ -91,6 +110,51 @@ impl Catalog {
             };
             gone.push(ino);
             tables.put(&emptied(record)).map(drop)
+        })
+    }
+
+    /// Records when versions were used last, as numbers that grow. It becomes durable with the next durable change.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn note_uses(&self, uses: &[(u64, u64)]) -> Result<()> {
+        self.database.write("note uses", Commit::Later, |transaction| {
+            let mut table = transaction.open_table(USES)?;
+            for (ino, use_number) in uses {
+                table.insert(ino, use_number)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets the uses of all versions but these.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(in crate::store) fn keep_uses(&self, inos: &HashSet<u64>) -> Result<()> {
+        self.database.write("forget uses", Commit::Later, |transaction| {
+            transaction.open_table(USES)?.retain(|ino, _| inos.contains(&ino))?;
+            Ok(())
+        })
+    }
+
+    /// When each version was used last, where that is known.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(in crate::store) fn uses(&self) -> Result<HashMap<u64, u64>> {
+        self.database.read("read catalog", |transaction| {
+            let table = match transaction.open_table(USES) {
+                // Made with the first use.
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(HashMap::new()),
+                table => table?,
+            };
+            let mut uses = HashMap::new();
+            for row in table.iter()? {
+                let (ino, use_number) = row?;
+                uses.insert(ino.value(), use_number.value());
+            }
+            Ok(uses)
         })
     }
 

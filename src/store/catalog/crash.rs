@@ -200,7 +200,7 @@ fn step(catalog: &Catalog, step: u64) -> bool {
             catalog.end_intents(&[(&path, ino, end)]).unwrap();
             return false;
         }
-        5 => catalog.clear_blocks(&path, ino, 0..3000).unwrap(),
+        5 => catalog.clear_blocks(&path, ino, std::slice::from_ref(&(0..3000))).unwrap(),
         6 => {
             let found = catalog.unfinished().unwrap();
             catalog.record_recovered(&found).unwrap();

@@ -152,7 +152,7 @@ fn block_maps_add_up_and_can_be_cleared() {
     land(&catalog, "f", 2, 1, &[0..3, 40_000..70_000]);
     land(&catalog, "f", 2, 1, &[3..5, 70_000..70_001]);
     assert_eq!(blocks(&catalog, "f"), [0..5, 40_000..70_001]);
-    catalog.clear_blocks(&path("f"), 2, 4..60_000).unwrap();
+    catalog.clear_blocks(&path("f"), 2, std::slice::from_ref(&(4..60_000))).unwrap();
     drop(catalog);
     let catalog = state.open().unwrap();
     assert_eq!(blocks(&catalog, "f"), [0..4, 60_000..70_001]);

@@ -19,6 +19,7 @@
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
 //! | unfinished | path | nothing; entries that recovery looks at |
+//! | uses | inode number | number of its last use; of a cache of limited size |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;

@@ -89,13 +89,27 @@ pub struct EntryRecord {
     pub digest: Option<[u8; 32]>,
     /// How it was proven.
     pub proof: Option<ProofClass>,
+    /// Whether its file lay in DIR before us: it is never evicted.
+    pub is_adopted: bool,
+    /// Whether the file of `former` was being evicted: what is left of it goes at the next start.
+    pub is_evicted: bool,
 }
 
 impl EntryRecord {
     /// A version of which nothing is here.
     pub fn absent(path: RelPath, version: Version) -> Self {
         let phase = EntryPhase::Absent;
-        Self { path, version, phase, part: None, former: None, digest: None, proof: None }
+        Self {
+            path,
+            version,
+            phase,
+            part: None,
+            former: None,
+            digest: None,
+            proof: None,
+            is_adopted: false,
+            is_evicted: false,
+        }
     }
 
     /// What we may have put under the final name, whatever version it is.
@@ -128,7 +142,9 @@ impl EntryRecord {
             has(self.version.is_settled, 0)
                 | has(self.part.is_some(), 1)
                 | has(self.former.is_some(), 2)
-                | has(self.digest.is_some(), 3),
+                | has(self.digest.is_some(), 3)
+                | has(self.is_adopted, 4)
+                | has(self.is_evicted, 5),
         );
         to.byte(self.proof.map_or(0, |proof| proof as u8));
         to.number(self.version.ino);
@@ -152,7 +168,7 @@ impl EntryRecord {
         }
         let phase = from.byte()?;
         let flags = from.byte()?;
-        if flags >= 1 << 4 {
+        if flags >= 1 << 6 {
             return None;
         }
         let proof = decode_proof(from.byte()?)?;
@@ -176,7 +192,8 @@ impl EntryRecord {
         let digest = if flags & 8 != 0 { Some(from.array()?) } else { None };
         from.end()?;
         let version = Version { ino, fingerprint, is_settled: flags & 1 != 0 };
-        Some(Self { path, version, phase, part, former, digest, proof })
+        let (is_adopted, is_evicted) = (flags & 16 != 0, flags & 32 != 0);
+        Some(Self { path, version, phase, part, former, digest, proof, is_adopted, is_evicted })
     }
 }
 
@@ -342,9 +359,9 @@ mod tests {
         );
         let version = (any::<u64>(), fingerprint(), any::<bool>())
             .prop_map(|(ino, fingerprint, is_settled)| Version { ino, fingerprint, is_settled });
-        let digest = any::<Option<[u8; 32]>>();
-        (version, phase(), part, prop::option::of(placed()), digest, proof()).prop_map(
-            |(version, phase, part, former, digest, proof)| EntryRecord {
+        let (digest, flags) = (any::<Option<[u8; 32]>>(), any::<(bool, bool)>());
+        (version, phase(), part, prop::option::of(placed()), digest, proof(), flags).prop_map(
+            |(version, phase, part, former, digest, proof, flags)| EntryRecord {
                 path: path_of(b"a/b\xff").unwrap(),
                 version,
                 phase,
@@ -352,6 +369,8 @@ mod tests {
                 former,
                 digest,
                 proof,
+                is_adopted: flags.0,
+                is_evicted: flags.1,
             },
         )
     }

@@ -20,6 +20,8 @@ pub(super) const INOS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("i
 pub(super) const BLOCKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blocks");
 /// paths of the entries that recovery looks at; few, however large the tree
 pub(super) const UNFINISHED: TableDefinition<'_, &[u8], ()> = TableDefinition::new("unfinished");
+/// inode number -> number of its last use; of a cache of limited size
+pub(super) const USES: TableDefinition<'_, u64, u64> = TableDefinition::new("uses");
 /// number -> note
 pub(super) const ERRORS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("errors");
 
