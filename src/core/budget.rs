@@ -70,6 +70,32 @@ impl Budget {
     }
 }
 
+/// A number of bytes taken; given back when it is dropped.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Takes `bytes` that are on the disk already, even above the cap.
+    pub fn anyway(budget: &Arc<Budget>, bytes: u64) -> Self {
+        budget.take_anyway(bytes);
+        Self { budget: Arc::clone(budget), bytes }
+    }
+
+    /// How many.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
 /// The bytes that one file on the disk takes from the budget, by its blocks. They are given back when it is dropped: that is after the
 /// file's name is gone and the last who used it has closed it.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ pub mod plan;
 pub mod pool;
 pub mod priority;
 pub mod progress;
+pub mod queue;
 pub mod range;
 pub mod retry;
 pub mod run_set;

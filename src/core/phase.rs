@@ -44,6 +44,7 @@ impl Phase {
                 | (Filling, Sealed | Absent | Published)
                 | (Sealed, Verified | Absent | Published)
                 | (Verified, Published | Absent)
+                | (Published, Absent) // evicted
                 | (Failed, Absent | Filling | Sealed)
                 | (Absent | Filling | Sealed | Verified, Failed)
                 | (Absent | Filling | Sealed | Verified | Failed, Stale)
@@ -88,8 +89,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn published_is_final() {
-        for next in [Phase::Absent, Phase::Filling, Phase::Sealed, Phase::Failed, Phase::Stale] {
+    fn what_is_published_stays_so_unless_it_is_evicted() {
+        assert!(Phase::Published.may_become(Phase::Absent));
+        for next in [Phase::Filling, Phase::Sealed, Phase::Failed, Phase::Stale] {
             assert!(!Phase::Published.may_become(next), "{next:?}");
         }
     }

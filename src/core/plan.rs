@@ -26,6 +26,15 @@ pub struct Reach {
     pub chunk: u64,
 }
 
+impl Reach {
+    /// Cut so that several streams find room below `cap` bytes side by side.
+    #[must_use]
+    pub fn within(self, cap: u64) -> Self {
+        let blocks = |bytes: u64| (bytes / BLOCK_SIZE).max(1) * BLOCK_SIZE;
+        Self { window: self.window.min(blocks(cap / 4)), chunk: self.chunk.min(blocks(cap / 16)) }
+    }
+}
+
 /// Round trip and rate of one connection to the source, measured on its own requests, smoothed.
 #[derive(Debug)]
 pub struct Pace {
@@ -105,6 +114,15 @@ struct Stream {
 }
 
 impl ReadPlanner {
+    /// What its streams are about to read, and read a moment ago.
+    pub fn ahead(&self) -> Vec<ByteRange> {
+        let streams = self.streams.lock();
+        let near = |stream: &Stream| {
+            ByteRange::new(stream.front.saturating_sub(REORDER_BYTES), stream.planned)
+        };
+        streams.iter().map(near).collect()
+    }
+
     /// Takes in a read and answers what to fetch ahead now, if anything: a range past the stream's front within the file.
     pub fn on_read(&self, read: ByteRange, size: u64, reach: Reach) -> Option<ByteRange> {
         if read.is_empty() {

@@ -15,6 +15,7 @@ use crate::core::plan::{Pace, Reach};
 use crate::core::priority::Priority;
 use crate::core::range::ByteRange;
 use crate::core::table::Table;
+use crate::engine::cache::FULL;
 use crate::engine::file::{ChunkHasher, LazyFile};
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
@@ -42,6 +43,13 @@ pub struct Fetcher {
     pace: Pace,
     stats: Arc<Stats>,
     stall: Duration,
+}
+
+/// A request under way.
+struct Asked {
+    range: ByteRange,
+    begun: Instant,
+    stream: ByteStream,
 }
 
 /// What was gathered from a stream, and why gathering ended.
@@ -87,7 +95,7 @@ impl Fetcher {
         self.permits.queued()
     }
 
-    async fn permit(&self, priority: Priority) -> Option<Permit> {
+    pub(super) async fn permit(&self, priority: Priority) -> Option<Permit> {
         match self.permits.acquire(priority) {
             Acquired::Now(permit) => Some(permit),
             Acquired::Queued(mut ticket) => {
@@ -97,18 +105,25 @@ impl Fetcher {
         }
     }
 
-    /// Asks once for what remains of the lease and lands what comes.
-    async fn attempt(
+    /// Asks once for what remains of the lease.
+    async fn ask(&self, file: &LazyFile, lease: &Lease) -> Result<Asked> {
+        let range = lease.remaining();
+        let begun = Instant::now();
+        let asked = self.source.read(&file.path, range, file.fingerprint());
+        let stream = self.moving(asked, range).await??;
+        Ok(Asked { range, begun, stream })
+    }
+
+    /// Lands what comes.
+    async fn receive(
         &self,
         file: &Arc<LazyFile>,
         backing: &Arc<BackingFile>,
         lease: &mut Lease,
         hasher: &mut Option<ChunkHasher>,
+        asked: Asked,
     ) -> Result<()> {
-        let range = lease.remaining();
-        let begun = Instant::now();
-        let asked = self.source.read(&file.path, range, file.fingerprint());
-        let mut stream = self.moving(asked, range).await??;
+        let Asked { range, begun, mut stream } = asked;
         let mut first_byte = None;
         while !lease.remaining().is_empty() {
             let gathered = self.gather(&mut stream, lease).await;
@@ -208,6 +223,11 @@ impl Fetcher {
 }
 
 impl Engine {
+    /// How far ahead and in what pieces to fetch now.
+    pub(crate) fn reach(&self) -> Reach {
+        self.cache.limit(self.fetcher.reach())
+    }
+
     /// Fetches a claimed chunk in a task of its own.
     pub(crate) fn start_fetch(
         self: &Arc<Self>,
@@ -232,8 +252,8 @@ impl Engine {
     ) {
         let (engine, file) = (Arc::clone(self), Arc::clone(file));
         self.runtime.spawn(async move {
-            let mut rest = range;
-            while !rest.is_empty() {
+            let (mut rest, refused) = (range, engine.cache.refused());
+            while !rest.is_empty() && engine.cache.refused() == refused {
                 let Some(permit) = engine.fetcher.permit(Priority::Readahead).await else { return };
                 if wanted.strong_count() == 0 || file.is_stale() {
                     return;
@@ -254,7 +274,7 @@ impl Engine {
         priority: Priority,
         permit: Permit,
     ) -> Option<ByteRange> {
-        let chunk_bytes = self.fetcher.reach().chunk;
+        let chunk_bytes = self.reach().chunk;
         let now = Instant::now();
         match file.claims.lead(range, priority, chunk_bytes, &self.fetcher.ids, now) {
             Lead::Lease(lease) => {
@@ -297,7 +317,17 @@ impl Engine {
                 self.note_landed(&file);
                 self.seal_if_complete(&file);
             }
+            Err(error) if self.cache.is_full(&error) => {
+                self.note_landed(&file);
+                self.give_back_room(&file, &lease).await;
+                match chunk.priority() {
+                    // Who waits for it reads straight through.
+                    Priority::Demand => lease.fail(error, Instant::now() + FULL),
+                    Priority::Readahead | Priority::Hydration => drop(lease),
+                }
+            }
             Err(error) => {
+                self.give_back_room(&file, &lease).await;
                 if error.kind() == Kind::NoSpace {
                     self.room.ran_out();
                 }
@@ -330,7 +360,13 @@ impl Engine {
         let mut hasher = None;
         let mut attempt = 1;
         loop {
-            let Err(error) = self.fetcher.attempt(file, &backing, lease, &mut hasher).await else {
+            let attempt_now = async {
+                let asked = self.fetcher.ask(file, lease).await?;
+                // Only for a source that answers: one that does not takes nobody's place.
+                self.make_room(file, &backing, lease).await?;
+                self.fetcher.receive(file, &backing, lease, &mut hasher, asked).await
+            };
+            let Err(error) = attempt_now.await else {
                 return Ok(());
             };
             // What did not reach the disk was hashed already: it is not asked for again under this lease.

@@ -47,9 +47,13 @@ pub struct LazyFile {
     pub(crate) restoring: Flight,
     /// Runs while it is verified and published.
     pub publishing: Flight,
+    /// Number of its last use in a cache of limited size. Relaxed: a hint.
+    pub(super) last_use: AtomicU64,
+    /// Block from which on the next ones are evicted. Relaxed: a hint.
+    pub(super) evict_from: AtomicU64,
     backing: ArcSwapOption<BackingFile>,
     making_backing: Flight,
-    layout: ArcSwapOption<Layout>,
+    pub(super) layout: ArcSwapOption<Layout>,
     asking_layout: Flight,
     stale: AtomicBool,
     first_seen: Instant,
@@ -79,6 +83,8 @@ impl LazyFile {
             record: ArcSwapOption::empty(),
             restoring: Flight::default(),
             publishing: Flight::default(),
+            last_use: AtomicU64::new(0),
+            evict_from: AtomicU64::new(0),
             backing: ArcSwapOption::empty(),
             making_backing: Flight::default(),
             layout: ArcSwapOption::new(layout),

@@ -8,12 +8,16 @@
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`adopt`], [`compare`] | finished files become plain files; files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
+//! | `through` | from the source straight to readers |
 //! | [`room`] | what happens when the destination fills up |
+//! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
 //! | [`hydrate`] | the whole tree in the background |
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
+pub mod cache;
 pub mod compare;
+pub mod evict;
 pub mod fetch;
 pub mod file;
 pub mod hydrate;
@@ -26,6 +30,7 @@ pub mod resume;
 pub mod room;
 pub mod settings;
 pub mod stats;
+mod through;
 pub mod tree;
 
 use std::ffi::OsString;
@@ -39,6 +44,7 @@ use crate::core::in_flight::InFlight;
 use crate::core::permits::Permits;
 use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
+use crate::engine::cache::Cache;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::publish::Publisher;
@@ -86,6 +92,7 @@ pub struct Engine {
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
     pub(crate) room: Room,
+    pub(crate) cache: Cache,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) in_flight: Arc<InFlight>,
@@ -121,6 +128,8 @@ impl Engine {
         let (disk, name) = (Arc::clone(&destination), source.display_name().to_owned());
         let numbers = on_disk("begin copy", move || resume::begin(&disk, &name)).await?;
         let first_chunk = numbers.first_chunk;
+        let disk = Arc::clone(&destination);
+        let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
             tree: Tree::new(root, numbers.first_ino),
@@ -131,6 +140,7 @@ impl Engine {
             dirty: Table::default(),
             checkpointing: Flight::default(),
             room: Room::new(settings.reserve),
+            cache,
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
             in_flight: Arc::new(InFlight::default()),
@@ -141,6 +151,7 @@ impl Engine {
             settings,
             notices,
         });
+        engine.keep_cap().await?;
         Ok((engine, receiver))
     }
 
@@ -169,13 +180,21 @@ impl Engine {
         &self.runtime
     }
 
-    /// Looks at the free space of the destination, and pauses or resumes what fills it.
+    /// Looks at the free space of the destination, and pauses or resumes what fills it. A cache first gives of its own.
     ///
     /// # Errors
     /// What statvfs says.
-    pub async fn look_at_space(&self) -> Result<Space> {
-        let destination = Arc::clone(&self.destination);
-        let space = on_disk("look at free space", move || destination.space()).await?;
+    pub async fn look_at_space(self: &Arc<Self>) -> Result<Space> {
+        let engine = Arc::clone(self);
+        let space = on_disk("look at free space", move || {
+            let space = engine.destination.space()?;
+            let lacking = engine.room.lacking(&space);
+            if lacking == 0 || !engine.give_of_its_own(lacking) {
+                return Ok(space);
+            }
+            engine.destination.space()
+        })
+        .await?;
         self.room.update(&space);
         Ok(space)
     }

@@ -49,6 +49,10 @@ impl Publisher {
     pub(crate) fn note_ours(&self, path: &RelPath, identity: Identity) {
         self.ours.insert(path.clone(), identity);
     }
+
+    pub(crate) fn forget_ours(&self, path: &RelPath) {
+        self.ours.remove(path);
+    }
 }
 
 impl Engine {
@@ -58,7 +62,9 @@ impl Engine {
             return;
         }
         // Boarded before the phase says Sealed, so that who sees Sealed can wait for the end.
+        // And complete still: who evicts blocks boards it too.
         if let Boarded::Lead(landing) = file.publishing.board()
+            && file.claims.is_complete()
             && file.phase.advance(Phase::Sealed)
         {
             let (engine, file) = (Arc::clone(self), Arc::clone(file));

@@ -4,8 +4,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-
 use crate::core::claims::{Claim, Waiter};
 use crate::core::ids::Ids;
 use crate::core::phase::Phase;
@@ -17,12 +15,15 @@ use crate::engine::file::LazyFile;
 use crate::engine::node::Node;
 use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
+use crate::store::BackingFile;
 use crate::sync::Ordering;
 
 /// A demand chunk holds the blocks of one request, which never exceeds this.
 const DEMAND_CHUNK: u64 = 16 << 20;
 /// Patience with each step of a read that waits for ever.
-const FOR_EVER_LOOK: Duration = Duration::from_secs(30);
+pub(super) const FOR_EVER_LOOK: Duration = Duration::from_secs(30);
+/// Times that a read is fetched and taken back again before it is served straight from the source.
+const ROUNDS: u32 = 64;
 /// Longest time between two looks at whether a read that waits makes progress.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -39,6 +40,21 @@ pub struct Handle {
     /// The file.
     pub file: Arc<LazyFile>,
     planner: ReadPlanner,
+    /// The plain file that it was when it was opened, if it was one.
+    published: Option<Arc<BackingFile>>,
+}
+
+impl Handle {
+    /// What its streams are about to read.
+    pub(super) fn ahead(&self) -> Vec<ByteRange> {
+        self.planner.ahead()
+    }
+}
+
+impl Handles {
+    pub(super) fn all(&self) -> Vec<Arc<Handle>> {
+        self.open.values()
+    }
 }
 
 /// The answer of a read that may not wait.
@@ -62,8 +78,12 @@ impl Engine {
         }
         file.claims.forget_failures();
         file.open_handles.fetch_add(1, Ordering::Relaxed);
+        self.cache.touch(file);
         let number = self.handles.ids.next();
-        let handle = Handle { file: Arc::clone(file), planner: ReadPlanner::default() };
+        // Asked of the file itself: it may be evicted, and begun anew, at any time.
+        let published = file.backing().filter(|backing| backing.published_path().is_some());
+        let handle =
+            Handle { file: Arc::clone(file), planner: ReadPlanner::default(), published };
         self.handles.open.insert(number, Arc::new(handle));
         self.seal_if_complete(file);
         Ok(number)
@@ -72,6 +92,7 @@ impl Engine {
     /// Closes a handle. What it asked for goes on; what it planned ahead stops.
     pub fn release(&self, handle: u64) {
         if let Some(handle) = self.handles.open.remove(&handle) {
+            self.cache.touch(&handle.file);
             handle.file.open_handles.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -109,7 +130,7 @@ impl Engine {
             return Err(stale(file));
         }
         if !published {
-            let plan = handle.planner.on_read(want, file.size(), self.fetcher.reach());
+            let plan = handle.planner.on_read(want, file.size(), self.reach());
             if let Some(plan) = plan
                 && !self.room.is_short()
                 && !file.claims.covers(plan)
@@ -205,12 +226,15 @@ impl Engine {
         want: ByteRange,
     ) -> Result<Vec<u8>> {
         self.restore(file).await;
-        self.layout_for_read(file, want).await?;
-        loop {
+        // What it waits for stays until it was copied out.
+        let _pin = self.cache.is_limited().then(|| file.claims.pin(want));
+        for round in 0.. {
+            self.layout_for_read(file, want).await?;
             if file.is_stale() && file.phase.get() != Phase::Published {
                 return Err(stale(file));
             }
-            if self.room.is_short() && !file.claims.covers(want) {
+            let has_room = !self.room.is_short() && round < ROUNDS;
+            if !has_room && !file.claims.covers(want) {
                 return self.read_through(file, want).await;
             }
             match self.claim(file, want) {
@@ -238,6 +262,7 @@ impl Engine {
                 }
             }
         }
+        self.read_through(file, want).await
     }
 
     fn claim(&self, file: &LazyFile, want: ByteRange) -> Claim {
@@ -309,30 +334,10 @@ impl Engine {
         Ok(buffer)
     }
 
-    /// Serves a reader straight from the source when the destination has no room to keep what is read.
-    async fn read_through(&self, file: &LazyFile, want: ByteRange) -> Result<Vec<u8>> {
-        let patience = self.settings.read_timeout.unwrap_or(FOR_EVER_LOOK);
-        let late = |late| Error::new(Kind::Timeout, "read").at(file.path.as_path()).caused_by(late);
-        let asked = self.source.read(&file.path, want, file.fingerprint());
-        let mut stream = tokio::time::timeout(patience, asked).await.map_err(late)??;
-        let mut bytes = Vec::with_capacity(usize::try_from(want.len()).unwrap_or(0));
-        while let Some(piece) = tokio::time::timeout(patience, stream.next()).await.map_err(late)? {
-            let piece = piece?;
-            self.stats.bytes_fetched.add(piece.len() as u64);
-            bytes.extend_from_slice(&piece);
-        }
-        if bytes.len() as u64 != want.len() {
-            return Err(Error::new(Kind::Corrupt, "read").at(file.path.as_path()));
-        }
-        Ok(bytes)
-    }
-
-    /// The descriptor of a published file, for the kernel to read by itself.
-    pub fn published_descriptor(&self, file: &LazyFile) -> Option<Arc<OwnedFd>> {
-        if file.phase.get() != Phase::Published {
-            return None;
-        }
-        file.backing().and_then(|backing| backing.descriptor().ok())
+    /// The descriptor of a published file, for the kernel to read by itself. It stays the one that the handle has, whatever becomes of
+    /// the file: what it occupies counts until the handle is closed.
+    pub fn published_descriptor(&self, handle: &Handle) -> Option<Arc<OwnedFd>> {
+        handle.published.as_ref().and_then(|published| published.descriptor().ok())
     }
 }
 

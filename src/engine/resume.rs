@@ -1,5 +1,6 @@
 //! Going on where an earlier life ended: what the catalog vouches for is used again, and what lands is recorded each second.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,7 +9,8 @@ use crate::core::claims::Unrecorded;
 use crate::core::flight::Boarded;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
-use crate::core::range::{BLOCK_SIZE, ByteRange};
+use crate::core::range::{BLOCK_SIZE, ByteRange, block_count};
+use crate::core::run_set::RunSet;
 use crate::engine::file::LazyFile;
 use crate::engine::node::{Body, Node};
 use crate::engine::stats::Proof;
@@ -90,6 +92,7 @@ impl Engine {
                 Boarded::Join(signal) => signal.await,
                 Boarded::Lead(landing) => {
                     let Some(record) = file.record() else { return };
+                    let unevicted = self.cache.hold_kept(file.ino).await;
                     let (engine, restored) = (Arc::clone(self), Arc::clone(file));
                     let work =
                         on_disk("go on with file", move || engine.restore_now(&restored, &record));
@@ -97,7 +100,7 @@ impl Engine {
                         tracing::warn!(path = %file.path, %error, "fetched anew");
                     }
                     file.forget_record();
-                    drop(landing);
+                    drop((unevicted, landing));
                     self.seal_if_complete(file);
                 }
             }
@@ -111,7 +114,7 @@ impl Engine {
         }
     }
 
-    fn restore_now(&self, file: &LazyFile, record: &EntryRecord) -> Result<()> {
+    fn restore_now(&self, file: &Arc<LazyFile>, record: &EntryRecord) -> Result<()> {
         let (destination, path) = (&self.destination, &record.path);
         if file.backing().is_some() {
             return Ok(()); // begun anew already: two files never hold the bytes of one
@@ -122,16 +125,21 @@ impl Engine {
                     return Ok(());
                 }
                 let published = Arc::new(destination.open_published(path)?);
+                if !record.is_adopted {
+                    published.occupied().note(0..block_count(file.size()));
+                }
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
                 self.note_published(file, proof_of(record));
+                self.cache.took_over(file);
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed
                 if record.part.is_some() =>
             {
                 let part = destination.reopen_part(record)?;
                 let runs = destination.catalog().blocks(record)?;
+                self.occupy(&part, &runs, block_count(file.size()))?;
                 for run in &runs {
                     let hashes = destination.catalog().hashes(record, run.clone())?;
                     for (index, hash) in run.clone().zip(hashes) {
@@ -144,8 +152,21 @@ impl Engine {
                     file.claims.mark_present(bytes.clip(file.size()));
                 }
                 file.phase.advance(Phase::Filling);
+                self.cache.took_over(file);
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Counts the blocks that are trusted; what else lies in the part takes room for nothing.
+    fn occupy(&self, part: &BackingFile, runs: &[Range<u64>], count: u64) -> Result<()> {
+        if self.cache.is_limited() {
+            let mut rest = RunSet::default();
+            rest.insert(0..count);
+            runs.iter().for_each(|run| rest.remove(run.clone()));
+            rest.iter().try_for_each(|run| part.punch(run))?;
+            runs.iter().for_each(|run| part.occupied().note(run.clone()));
         }
         Ok(())
     }
@@ -163,6 +184,7 @@ impl Engine {
 
     /// Records, durably, the blocks that landed since the last call.
     async fn checkpoint(self: &Arc<Self>) {
+        self.note_uses().await;
         let mut snapshots = Vec::new();
         for ino in self.dirty.keys() {
             if let Some(file) = self.dirty.remove(&ino)
@@ -276,7 +298,7 @@ fn checkpoints(snapshots: &[Snapshot]) -> Vec<Checkpoint<'_>> {
         .collect()
 }
 
-fn proof_of(record: &EntryRecord) -> Proof {
+pub(super) fn proof_of(record: &EntryRecord) -> Proof {
     match record.proof {
         Some(ProofClass::SourceChecksum) => Proof::SourceChecksum,
         Some(ProofClass::AdoptedUnverified) => Proof::AdoptedUnverified,

@@ -24,10 +24,19 @@ impl Room {
         Self { reserve, short: AtomicBool::new(false) }
     }
 
+    /// Bytes that would have to go until room is not short any more.
+    pub fn lacking(&self, space: &Space) -> u64 {
+        self.reserve(space).saturating_sub(space.free_bytes)
+    }
+
+    fn reserve(&self, space: &Space) -> u64 {
+        self.reserve.unwrap_or_else(|| default_reserve(space.total_bytes)).max(1)
+    }
+
     /// Takes in what the file system says.
     pub fn update(&self, space: &Space) {
-        let reserve = self.reserve.unwrap_or_else(|| default_reserve(space.total_bytes));
-        let short = space.free_bytes < reserve.max(1) || space.free_inodes == 0;
+        let reserve = self.reserve(space);
+        let short = space.free_bytes < reserve || space.free_inodes == 0;
         if self.short.swap(short, Ordering::Relaxed) != short {
             let free = space.free_bytes;
             match short {

@@ -76,6 +76,8 @@ pub struct Stats {
     pub bytes_served: Counter,
     /// Bytes fetched and thrown away.
     pub bytes_wasted: Counter,
+    /// Bytes evicted from a cache of limited size.
+    pub bytes_evicted: Counter,
     /// Chunks begun.
     pub chunks_begun: Counter,
     /// Chunks that landed whole.
@@ -152,10 +154,19 @@ impl Stats {
 
     /// Counts a published file.
     pub fn count_proof(&self, proof: Proof) {
+        self.proof(proof).increment();
+    }
+
+    /// A published file was evicted.
+    pub fn uncount_proof(&self, proof: Proof) {
+        self.proof(proof).sub(1);
+    }
+
+    fn proof(&self, proof: Proof) -> &Counter {
         match proof {
-            Proof::SourceChecksum => self.proof_source_checksum.increment(),
-            Proof::Transfer => self.proof_transfer.increment(),
-            Proof::AdoptedUnverified => self.proof_adopted_unverified.increment(),
+            Proof::SourceChecksum => &self.proof_source_checksum,
+            Proof::Transfer => &self.proof_transfer,
+            Proof::AdoptedUnverified => &self.proof_adopted_unverified,
         }
     }
 

@@ -42,6 +42,26 @@ pub enum KeptAs {
     Published(Placed),
 }
 
+/// A version that goes as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Leaving<'a> {
+    /// Its name.
+    pub path: &'a RelPath,
+    /// Its inode number.
+    pub ino: u64,
+    /// What goes.
+    pub what: LeavingFrom<'a>,
+}
+
+/// What goes.
+#[derive(Debug, Clone, Copy)]
+pub enum LeavingFrom<'a> {
+    /// What this life uses.
+    Backing(&'a BackingFile),
+    /// What an earlier life left.
+    Kept(&'a KeptAs),
+}
+
 impl Destination {
     /// Everything that earlier lives left and that can be evicted. A file whose eviction was cut short goes now.
     ///
@@ -117,60 +137,43 @@ impl Destination {
         Ok(())
     }
 
-    /// A whole part goes with the last who uses it, after the catalog has taken it back.
+    /// Whole versions go, after the catalog has taken all of them back in one commit. A part goes with the last who uses it, everything
+    /// else at once, but for what somebody changed or replaced.
     ///
     /// # Errors
-    /// As a durable write of the catalog; then it stays.
-    pub fn evict_part(&self, path: &RelPath, ino: u64, part: &BackingFile) -> Result<()> {
-        if self.may_vouch(path, ino)? {
-            self.disk.catalog.clear(path, ino)?;
+    /// As a durable write of the catalog; then all of them stay.
+    pub fn evict_all(&self, leaving: &[Leaving<'_>]) -> Result<()> {
+        let versions: Vec<_> = leaving.iter().map(|leaving| (leaving.path, leaving.ino)).collect();
+        let placed = self.disk.catalog.clear_evicted(&versions)?;
+        for (leaving, placed) in leaving.iter().zip(placed) {
+            let removed = match (leaving.what, placed) {
+                (LeavingFrom::Backing(part), None) => {
+                    part.let_go();
+                    Ok(())
+                }
+                (LeavingFrom::Kept(KeptAs::Part(part)), _) => self.remove_kept_part(part),
+                (LeavingFrom::Kept(KeptAs::Published(placed)), _) => {
+                    // Also a version that was superseded, and is vouched for no more.
+                    self.remove_placed(leaving.path, *placed).map(drop)
+                }
+                (LeavingFrom::Backing(_), Some(placed)) => {
+                    self.remove_placed(leaving.path, placed).map(drop)
+                }
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %leaving.path, %error, "stays on the disk until the next start");
+            }
         }
-        part.let_go();
         Ok(())
     }
 
-    /// A published file goes from DIR, after the catalog has taken it back. Whether it was still ours to remove.
-    ///
-    /// # Errors
-    /// As a durable write of the catalog; as the system calls.
-    pub fn evict_published(&self, path: &RelPath, ino: u64) -> Result<bool> {
-        let record = self.disk.catalog.entry(path)?;
-        let Some(record) = record.filter(|record| record.version.ino == ino) else {
-            return Ok(false);
-        };
-        let EntryPhase::Published(placed) = record.phase else { return Ok(false) };
-        if record.is_adopted {
-            return Ok(false);
+    fn remove_kept_part(&self, part: &Part) -> Result<()> {
+        let (parts, name) = (self.disk.state.parts(), OsStr::new(&part.name));
+        let identity = Identity { device: self.disk.state.device(), inode: part.inode };
+        if is_entry(parts, name, identity) == Ok(true) {
+            remove_part(&self.disk, &part.name);
         }
-        self.disk.catalog.clear_evicted(path, ino)?;
-        self.remove_placed(path, placed)
-    }
-
-    /// What an earlier life left goes, unopened.
-    ///
-    /// # Errors
-    /// As a durable write of the catalog; as the system calls.
-    pub fn evict_kept(&self, kept: &Kept) -> Result<()> {
-        match &kept.place {
-            KeptAs::Published(placed) => {
-                // A version that was superseded is vouched for no more, and may lie there all the same.
-                if !self.evict_published(&kept.path, kept.ino)? {
-                    self.remove_placed(&kept.path, *placed)?;
-                }
-                Ok(())
-            }
-            KeptAs::Part(part) => {
-                if self.may_vouch(&kept.path, kept.ino)? {
-                    self.disk.catalog.clear(&kept.path, kept.ino)?;
-                }
-                let (parts, name) = (self.disk.state.parts(), OsStr::new(&part.name));
-                let identity = Identity { device: self.disk.state.device(), inode: part.inode };
-                if is_entry(parts, name, identity) == Ok(true) {
-                    remove_part(&self.disk, &part.name);
-                }
-                Ok(())
-            }
-        }
+        Ok(())
     }
 
     /// Whether the catalog may say anything of the bytes of version `ino`.

@@ -37,7 +37,7 @@ pub use backing::BackingFile;
 pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;
 pub use destination::{Destination, DestinationOptions, MARKER_NAME, RESERVED_NAMES, STATE_NAME};
-pub use evict::{Kept, KeptAs};
+pub use evict::{Kept, KeptAs, Leaving, LeavingFrom};
 pub use existing::Existing;
 pub use metadata::{Metadata, MetadataLoss};
 pub use probe::{Abilities, Missing};

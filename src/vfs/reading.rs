@@ -66,7 +66,7 @@ impl Front {
         if !modes.may_start_passthrough() {
             return None;
         }
-        let descriptor = self.engine.published_descriptor(&handle.file)?;
+        let descriptor = self.engine.published_descriptor(handle)?;
         match reply.open_backing(&*descriptor) {
             Ok(backing) => modes.start_passthrough(Arc::new(backing)),
             Err(error) => {

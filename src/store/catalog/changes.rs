@@ -87,18 +87,33 @@ impl Catalog {
         self.clear_with(path, ino, Commit::Durable)
     }
 
-    /// As [`Catalog::clear`] for a file that is about to leave DIR, so that it leaves also if that is cut short.
+    /// As [`Catalog::clear`] for many versions in one commit. Answers for each what has its final name, if that was published by us: it
+    /// is about to leave DIR, and leaves at the next start if that is cut short.
     ///
     /// # Errors
     /// As a durable write.
-    pub(in crate::store) fn clear_evicted(&self, path: &RelPath, ino: u64) -> Result<()> {
-        self.change("evict entry", Commit::Durable, |tables, gone| {
-            let known = tables.get(path.as_bytes())?;
-            let Some(record) = known.filter(|known| known.version.ino == ino) else {
-                return Ok(());
-            };
-            gone.push(ino);
-            tables.put(&EntryRecord { is_evicted: true, ..emptied(record) }).map(drop)
+    pub(in crate::store) fn clear_evicted(
+        &self,
+        versions: &[(&RelPath, u64)],
+    ) -> Result<Vec<Option<Placed>>> {
+        self.change("evict entries", Commit::Durable, |tables, gone| {
+            let mut placed = Vec::with_capacity(versions.len());
+            for (path, ino) in versions {
+                let known = tables.get(path.as_bytes())?;
+                let Some(record) = known.filter(|known| known.version.ino == *ino) else {
+                    placed.push(None);
+                    continue;
+                };
+                let leaves = match record.phase {
+                    EntryPhase::Published(placed) if !record.is_adopted => Some(placed),
+                    _ => None,
+                };
+                placed.push(leaves);
+                gone.push(*ino);
+                let is_evicted = leaves.is_some();
+                gone.extend(tables.put(&EntryRecord { is_evicted, ..emptied(record) })?);
+            }
+            Ok(placed)
         })
     }
 
