@@ -18,9 +18,14 @@ use crate::cli::{complain, finish, mount_options, say};
 use crate::daemon;
 use crate::daemon::readiness::{Readiness, StatusSource};
 use crate::daemon::settings::{
-    Existing, Fill, MountSettings, PublishSettings, ReadSettings, Refresh, SourceSpec, TreeSettings,
+    Existing, Fill, KeepPlace, KeepSettings, MountSettings, PublishSettings, ReadSettings, Refresh,
+    SourceSpec, TreeSettings,
 };
+use crate::engine::cache::KEEP_MIN;
 use crate::error::{Error, Kind, Result};
+
+/// Limit of a cache that nobody gave one: 10 GiB.
+const CACHE_DEFAULT: u64 = 10 << 30;
 
 /// Show SOURCE at MOUNTPOINT at once; what is read is fetched, finished files become plain files in --dest.
 ///
@@ -31,9 +36,12 @@ pub(crate) struct MountArgs {
     source: OsString,
     /// Existing empty directory to show it at
     mountpoint: PathBuf,
-    /// Directory for finished files; made if its parent exists [default: none, it must be given]
+    /// Directory for finished files; made if its parent exists [default: a cache of its own below $XDG_CACHE_HOME/lazycopy]
     #[arg(long, value_name = "DIR", env = "LAZYCOPY_DEST", hide_env_values = true)]
     dest: Option<PathBuf>,
+    /// Most bytes that stay on the disk, as 500MB or 10GiB (at least 8MiB): what was used longest ago goes first; or all [default: all with --dest, else 10GiB]
+    #[arg(long, value_name = "all|SIZE", env = "LAZYCOPY_KEEP", hide_env_values = true, value_parser = parse_keep)]
+    keep: Option<Keep>,
     /// Fetch and publish the whole tree in the background [default: only what is read]
     #[arg(long, env = "LAZYCOPY_HYDRATE", hide_env_values = true, value_parser = BoolishValueParser::new())]
     hydrate: bool,
@@ -74,17 +82,12 @@ pub(crate) struct MountArgs {
 impl MountArgs {
     /// Checks everything that can be checked without looking at a disk.
     fn settings(&self) -> Result<MountSettings> {
-        let destination = self.dest.as_ref().ok_or_else(|| {
-            Error::new(Kind::Invalid, "mount")
-                .because("the bounded cache without a destination is not built yet")
-                .hint("--dest DIR names the directory for finished files")
-        })?;
         let fill = if self.hydrate { Fill::Everything } else { Fill::OnDemand };
         let timeout = Some(self.read_timeout).filter(|timeout| !timeout.is_zero());
         Ok(MountSettings {
             source: SourceSpec::parse(&self.source)?,
             mountpoint: absolute("use mountpoint", &self.mountpoint)?,
-            destination: absolute("use destination", destination)?,
+            keep: self.keep_settings()?,
             fill,
             mount: mount_options::parse(&self.options)?,
             tree: TreeSettings { refresh: self.refresh, cross_mounts: self.cross_mounts },
@@ -97,6 +100,56 @@ impl MountArgs {
             },
             fuse_threads: self.fuse_threads,
         })
+    }
+}
+
+/// `--keep`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    All,
+    AtMost(u64),
+}
+
+impl MountArgs {
+    fn keep_settings(&self) -> Result<KeepSettings> {
+        let place = match &self.dest {
+            Some(path) => KeepPlace::Destination(absolute("use destination", path)?),
+            None => KeepPlace::CacheBelow(caches()?),
+        };
+        let limit = match (self.keep, &place) {
+            (Some(Keep::All), _) | (None, KeepPlace::Destination(_)) => None,
+            (Some(Keep::AtMost(bytes)), _) => Some(bytes),
+            (None, KeepPlace::CacheBelow(_)) => Some(CACHE_DEFAULT),
+        };
+        let refused = |why: String| Error::new(Kind::Invalid, "use --keep").because(why);
+        if limit.is_some_and(|bytes| bytes < KEEP_MIN) {
+            return Err(refused(format!("the least that can be kept is {} MiB", KEEP_MIN >> 20)));
+        }
+        if limit.is_some() && self.hydrate {
+            let why = "--hydrate copies everything, which a cache of limited size cannot keep";
+            return Err(refused(why.to_owned()).hint("--dest DIR with --keep all keeps it"));
+        }
+        Ok(KeepSettings { place, limit })
+    }
+}
+
+/// The directory that holds the caches of this user's sources.
+fn caches() -> Result<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let below = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    let below =
+        below.or_else(|| rustix::process::geteuid().is_root().then(|| PathBuf::from("/var/cache")));
+    below.map(|below| below.join("lazycopy")).ok_or_else(|| {
+        Error::new(Kind::Invalid, "find a place for the cache")
+            .because("neither XDG_CACHE_HOME nor HOME names a directory")
+            .hint("--dest DIR names the directory for what is read")
+    })
+}
+
+fn parse_keep(text: &str) -> Result<Keep, String> {
+    match text {
+        "all" => Ok(Keep::All),
+        _ => parse_size(text).map(Keep::AtMost).map_err(|error| format!("{error}, all")),
     }
 }
 
@@ -203,6 +256,13 @@ mod tests {
         assert_eq!(parse_size("500MB"), Ok(500_000_000));
         assert_eq!(parse_size("2GiB"), Ok(2 << 30));
         assert!(parse_size("much").unwrap_err().contains("500MB"));
+    }
+
+    #[test]
+    fn what_is_kept_is_a_size_or_all() {
+        assert_eq!(parse_keep("all"), Ok(Keep::All));
+        assert_eq!(parse_keep("8MiB"), Ok(Keep::AtMost(8 << 20)));
+        assert!(parse_keep("some").unwrap_err().ends_with("all"));
     }
 
     #[test]

@@ -57,7 +57,10 @@ pub(crate) fn status(report: &StatusReport) -> String {
     let eta = report.eta_s.map_or_else(String::new, |left| format!(", ETA {}", seconds(left)));
     let mut lines = vec![
         format!("{} shows {}", report.mountpoint, report.source),
-        format!("kept in   {}", report.dest),
+        match report.cache {
+            None => format!("kept in   {}", report.dest),
+            Some(_) => format!("cached in {}", report.dest),
+        },
         format!("phase     {}, {:.1} %{eta}", phase(report), report.percent),
         format!(
             "files     {} of {} published, {} partial, {} failed, {} changed, {} warnings",
@@ -93,6 +96,14 @@ pub(crate) fn status(report: &StatusReport) -> String {
         ),
         format!("session   {}, since {}", report.session, report.started_at),
     ];
+    if let Some(cache) = &report.cache {
+        lines.push(format!(
+            "cache     {} of at most {}, {} evicted",
+            bytes(cache.used),
+            bytes(cache.cap),
+            bytes(cache.evicted)
+        ));
+    }
     if let Some(last) = report.errors.last() {
         lines.push(format!(
             "errors    {} remembered, the last: {}: {} ({})",

@@ -180,6 +180,17 @@ pub struct ChunkCounts {
     pub retried: u64,
 }
 
+/// A cache of limited size, in bytes allocated on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheCounts {
+    /// Most that it takes.
+    pub cap: u64,
+    /// What it takes now, with what is reserved for running chunks.
+    pub used: u64,
+    /// What went from it in this session.
+    pub evicted: u64,
+}
+
 /// One running chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveChunk {
@@ -259,6 +270,9 @@ pub struct StatusReport {
     pub active: Vec<ActiveChunk>,
     /// Recent errors, the newest last.
     pub errors: Vec<FileError>,
+    /// Only where not everything is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheCounts>,
 }
 
 impl StatusReport {

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
-    ActiveChunk, ByteCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath, PausedBy,
-    ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
+    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath,
+    PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
 };
 use crate::control::{Controlled, UnmountRequest};
 use crate::daemon::job::Job;
@@ -127,6 +127,11 @@ impl Reporter {
             chunks: self.chunk_counts(),
             active: self.active(),
             errors: self.errors(),
+            cache: self.engine.cache_fill().map(|(cap, used)| CacheCounts {
+                cap,
+                used,
+                evicted: stats.bytes_evicted.get(),
+            }),
             ..StatusReport::of(&self.place.mountpoint, &self.place.destination)
         };
         let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);

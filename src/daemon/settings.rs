@@ -14,8 +14,8 @@ pub struct MountSettings {
     pub source: SourceSpec,
     /// Where it is shown.
     pub mountpoint: PathBuf,
-    /// Where finished files become plain files.
-    pub destination: PathBuf,
+    /// Where what is fetched lies, and how much of it.
+    pub keep: KeepSettings,
     /// What is fetched besides what is read.
     pub fill: Fill,
     /// The kernel's side.
@@ -28,6 +28,24 @@ pub struct MountSettings {
     pub publish: PublishSettings,
     /// Threads that take requests from the kernel; at least 1.
     pub fuse_threads: usize,
+}
+
+/// Where what is fetched lies, and how much of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeepSettings {
+    /// Where.
+    pub place: KeepPlace,
+    /// Most bytes; `None` = everything is kept. At least [`crate::engine::cache::KEEP_MIN`].
+    pub limit: Option<u64>,
+}
+
+/// Where what is fetched lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeepPlace {
+    /// In this directory finished files become plain files.
+    Destination(PathBuf),
+    /// In a directory of its own, named after the source, below this one, which is made if it is missing.
+    CacheBelow(PathBuf),
 }
 
 /// What is fetched besides what is read.

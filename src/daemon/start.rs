@@ -1,5 +1,6 @@
 //! Everything before the first answer to the kernel. What can be refused is refused before anything is changed.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,7 @@ use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::core::path::RelPath;
-use crate::daemon::settings::{Existing, Fill, MountSettings, Refresh, SourceSpec};
+use crate::daemon::settings::{Existing, Fill, KeepPlace, MountSettings, Refresh, SourceSpec};
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
 use crate::engine::settings::{EngineSettings, ExistingPolicy};
@@ -44,6 +45,7 @@ pub(super) struct Place {
 pub(super) struct Started {
     pub(super) place: Place,
     pub(super) fill: Fill,
+    pub(super) limit: Option<u64>,
     pub(super) engine: Arc<Engine>,
     pub(super) destination: Arc<Destination>,
     pub(super) statfs: Arc<ArcSwap<StatfsAnswer>>,
@@ -55,11 +57,18 @@ impl Started {
     /// What there is and where, for people.
     pub(super) fn first_line(&self) -> String {
         let Place { source, mountpoint, destination } = &self.place;
-        let keeps = match self.fill {
-            Fill::OnDemand => "what is read is kept",
-            Fill::Everything => "everything is copied",
+        let keeps = match (self.fill, self.limit) {
+            (Fill::Everything, _) => "everything is copied",
+            (Fill::OnDemand, None) => "what is read is kept",
+            (Fill::OnDemand, Some(_)) => "what is read is cached",
         };
-        format!("{} shows {source}; {keeps} in {}", mountpoint.display(), destination.display())
+        let most =
+            self.limit.map_or_else(String::new, |limit| format!(", at most {limit} bytes of it"));
+        format!(
+            "{} shows {source}; {keeps} in {}{most}",
+            mountpoint.display(),
+            destination.display()
+        )
     }
 }
 
@@ -85,7 +94,7 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
     engine.check_existing().await?;
     engine.look_at_space().await?;
-    write_marker(&destination, &place).await?;
+    write_marker(&destination, &place, settings.keep.limit).await?;
 
     let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
     let front = FrontSettings {
@@ -113,8 +122,8 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
             tracing::error!(%error, "mount without a daemon left behind");
         }
     })?;
-    let fill = settings.fill;
-    Ok((Started { place, fill, engine, destination, statfs, session, number }, signals))
+    let (fill, limit) = (settings.fill, settings.keep.limit);
+    Ok((Started { place, fill, limit, engine, destination, statfs, session, number }, signals))
 }
 
 /// Mountpoint and nesting, by their canonical paths. Nothing is changed but a dead mount of ours taken away.
@@ -124,7 +133,6 @@ fn check_places(settings: &MountSettings) -> Result<Place> {
         tracing::info!(cleaned, "took away a mount whose daemon is gone");
     }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
-    let destination = canonical_destination(&settings.destination)?;
     let source = match &settings.source {
         SourceSpec::Local(path) => Some(std::fs::canonicalize(path).map_err(|error| {
             Error::io("open source", error)
@@ -133,8 +141,51 @@ fn check_places(settings: &MountSettings) -> Result<Place> {
         })?),
         SourceSpec::Url(_) => None,
     };
+    let destination = match &settings.keep.place {
+        KeepPlace::Destination(path) => canonical_destination(path)?,
+        KeepPlace::CacheBelow(caches) => {
+            canonical_destination(&cache_of(caches, &settings.source, source.as_deref())?)?
+        }
+    };
     mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
     Ok(Place { source: String::new(), mountpoint, destination })
+}
+
+/// The cache of a source below `caches`, which is made if it is missing.
+fn cache_of(caches: &Path, spec: &SourceSpec, local: Option<&Path>) -> Result<PathBuf> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(caches).map_err(|error| {
+        Error::io("make cache", error)
+            .at(caches)
+            .hint("--dest DIR names another directory for what is read")
+    })?;
+    Ok(caches.join(cache_name(spec, local)))
+}
+
+/// The same for the same source, whoever asks for it: something to recognise it by, and a hash.
+fn cache_name(spec: &SourceSpec, local: Option<&Path>) -> String {
+    let named = match (spec, local) {
+        (SourceSpec::Local(path), local) => local.unwrap_or(path).as_os_str().to_owned(),
+        // Neither who asks nor a signature says which source it is.
+        (SourceSpec::Url(text), _) => match url::Url::parse(text) {
+            Ok(url) => format!(
+                "{}://{}:{}{}",
+                url.scheme(),
+                url.host_str().unwrap_or_default(),
+                url.port_or_known_default().unwrap_or_default(),
+                url.path().trim_end_matches('/')
+            )
+            .into(),
+            Err(_) => text.into(),
+        },
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._".contains(c) { c } else { '-' };
+    let text = named.to_string_lossy();
+    let words: Vec<&str> = text.rsplit('/').filter(|word| !word.is_empty()).take(2).collect();
+    let words: String = words.into_iter().rev().collect::<Vec<_>>().join("-");
+    let words: String = words.chars().map(plain).take(40).collect();
+    let hash = blake3::hash(named.as_encoded_bytes()).to_hex();
+    format!("{}-{}", words.trim_start_matches('.'), &hash[..16])
 }
 
 /// DIR may be missing; its parent may not.
@@ -194,6 +245,7 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     let options = DestinationOptions {
         preserve_privileged: settings.publish.preserve_privileged,
         strict_metadata: settings.publish.strict_metadata,
+        keep: settings.keep.limit,
         ..DestinationOptions::default()
     };
     let path = place.destination.clone();
@@ -215,9 +267,14 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     Ok(Arc::new(destination))
 }
 
-async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+async fn write_marker(
+    destination: &Arc<Destination>,
+    place: &Place,
+    limit: Option<u64>,
+) -> Result<()> {
+    let how = limit.map_or_else(|| "--hydrate".to_owned(), |limit| format!("--keep {limit}"));
     let go_on = format!(
-        "lazycopy mount --hydrate --dest {} {} {}",
+        "lazycopy mount {how} --dest {} {} {}",
         quoted(&place.destination),
         quoted(Path::new(&place.source)),
         quoted(&place.mountpoint)
@@ -272,6 +329,19 @@ fn appearance(ttl: Duration, allow_other: bool) -> Appearance {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_is_named_after_its_source_and_not_after_who_asks() {
+        let name = |text: &str| cache_name(&SourceSpec::Url(text.to_owned()), None);
+        let plain = name("https://host/data/set");
+        assert!(plain.starts_with("data-set-"), "{plain}");
+        assert_eq!(plain, name("https://me:secret@host:443/data/set/?sig=1"));
+        assert_ne!(plain, name("https://host/data-set"));
+        let local = |path: &str| cache_name(&SourceSpec::Local(path.into()), Some(Path::new(path)));
+        assert!(local("/").starts_with('-'));
+        assert!(local("/a b/.c").starts_with("a-b-.c-"));
+        assert!(!local("/.hidden").starts_with('.'));
+    }
 
     #[test]
     fn the_command_in_the_marker_survives_a_shell() {

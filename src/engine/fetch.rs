@@ -318,6 +318,7 @@ impl Engine {
                 self.seal_if_complete(&file);
             }
             Err(error) if self.cache.is_full(&error) => {
+                self.stats.chunks_begun.sub(1); // it never really was
                 self.note_landed(&file);
                 self.give_back_room(&file, &lease).await;
                 match chunk.priority() {

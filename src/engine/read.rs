@@ -82,8 +82,7 @@ impl Engine {
         let number = self.handles.ids.next();
         // Asked of the file itself: it may be evicted, and begun anew, at any time.
         let published = file.backing().filter(|backing| backing.published_path().is_some());
-        let handle =
-            Handle { file: Arc::clone(file), planner: ReadPlanner::default(), published };
+        let handle = Handle { file: Arc::clone(file), planner: ReadPlanner::default(), published };
         self.handles.open.insert(number, Arc::new(handle));
         self.seal_if_complete(file);
         Ok(number)
