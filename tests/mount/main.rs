@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/cut_disk.rs"]
+mod cut_disk;
 #[path = "../common/origin.rs"]
 mod origin;
 
@@ -12,6 +14,7 @@ mod mapping;
 mod tree;
 
 mod bad_input;
+mod crash;
 mod exact;
 mod extremes;
 mod hang;
