@@ -14,6 +14,7 @@ mod mapping;
 mod tree;
 
 mod bad_input;
+mod changes;
 mod crash;
 mod exact;
 mod extremes;
@@ -23,6 +24,7 @@ mod mutations;
 mod published;
 mod replaced;
 mod resume;
+mod space;
 mod sparse;
 mod status;
 mod stress;
