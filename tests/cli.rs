@@ -19,6 +19,7 @@ impl Env {
             .current_dir(self.base.path())
             .env("LAZYCOPY_RUNTIME_DIR", self.base.path().join("run"))
             .env("XDG_STATE_HOME", self.base.path().join("state"))
+            .env("XDG_CACHE_HOME", self.base.path().join("cache"))
             .stdin(Stdio::null());
         command
     }
@@ -96,7 +97,10 @@ fn wrong_usage_is_exit_2_and_one_line() {
     env.refuses(&["mount", "/s"], 2, "MOUNTPOINT");
     env.refuses(&["mont"], 2, "unrecognized subcommand 'mont'");
     env.refuses(&["mount", "/s", "/m", "--fast"], 2, "--fast");
-    env.refuses(&["mount", "/s", "/m"], 2, "--dest DIR");
+    env.refuses(&["mount", "/s", "/m", "--keep", "much"], 2, "all");
+    env.refuses(&["mount", "/s", "/m", "--keep", "1MiB"], 2, "8 MiB");
+    env.refuses(&["mount", "/s", "/m", "--hydrate"], 2, "--keep all");
+    env.refuses(&["mount", "/s", "/m", "--dest", "/d", "--keep", "1GiB", "--hydrate"], 2, "--keep");
     env.refuses(&["mount", "/s", "/m", "--dest", "/d", "--read-timeout", "30"], 2, "time unit");
     env.refuses(&["mount", "/s", "/m", "--dest", "/d", "--existing", "keep"], 2, "adopt-fast");
     env.refuses(&["mount", "/s", "/m", "--dest", "/d", "--refresh", "ever"], 2, "never");

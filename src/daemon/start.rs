@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::core::path::RelPath;
-use crate::daemon::settings::{Existing, Fill, KeepPlace, MountSettings, Refresh, SourceSpec};
+use crate::daemon::settings::{
+    self, Existing, Fill, KeepPlace, MountSettings, Refresh, SourceSpec,
+};
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
-use crate::engine::settings::{EngineSettings, ExistingPolicy};
+use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
 use crate::source::http::{HttpOptions, HttpSource};
@@ -94,7 +96,7 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
     engine.check_existing().await?;
     engine.look_at_space().await?;
-    write_marker(&destination, &place, settings.keep.limit).await?;
+    write_marker(&destination, &place).await?;
 
     let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
     let front = FrontSettings {
@@ -267,12 +269,9 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     Ok(Arc::new(destination))
 }
 
-async fn write_marker(
-    destination: &Arc<Destination>,
-    place: &Place,
-    limit: Option<u64>,
-) -> Result<()> {
-    let how = limit.map_or_else(|| "--hydrate".to_owned(), |limit| format!("--keep {limit}"));
+pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+    let limit = destination.budget().map(|budget| format!("--keep {}", budget.cap()));
+    let how = limit.unwrap_or_else(|| "--hydrate".to_owned());
     let go_on = format!(
         "lazycopy mount {how} --dest {} {} {}",
         quoted(&place.destination),
@@ -307,6 +306,10 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             Existing::AdoptFast => ExistingPolicy::AdoptFast,
             Existing::Overwrite => ExistingPolicy::Overwrite,
             Existing::Fail => ExistingPolicy::Fail,
+        },
+        on_change: match settings.tree.on_change {
+            settings::OnChange::Follow => OnChange::Follow,
+            settings::OnChange::Fail => OnChange::Fail,
         },
         ..EngineSettings::default()
     }

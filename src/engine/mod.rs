@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
 //! | [`node`], [`tree`], [`listing`] | inodes and versions; names and their freshness; directories |
+//! | [`changes`] | what becomes of them when the source changes |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`adopt`], [`compare`] | finished files become plain files; files that lie in DIR already are compared and kept |
@@ -16,6 +17,7 @@
 
 pub mod adopt;
 pub mod cache;
+pub mod changes;
 pub mod compare;
 pub mod evict;
 pub mod fetch;
@@ -45,6 +47,7 @@ use crate::core::permits::Permits;
 use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
 use crate::engine::cache::Cache;
+use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::publish::Publisher;
@@ -88,6 +91,7 @@ pub struct Engine {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) publisher: Publisher,
     pub(crate) candidates: Candidates,
+    pub(crate) changes: Changes,
     /// Files with blocks that no checkpoint has recorded.
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
@@ -137,6 +141,7 @@ impl Engine {
             fetcher: Arc::new(fetcher),
             publisher: Publisher::default(),
             candidates: Candidates::default(),
+            changes: Changes::default(),
             dirty: Table::default(),
             checkpointing: Flight::default(),
             room: Room::new(settings.reserve),

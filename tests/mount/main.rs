@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/cut_disk.rs"]
+mod cut_disk;
 #[path = "../common/origin.rs"]
 mod origin;
 
@@ -12,6 +14,9 @@ mod mapping;
 mod tree;
 
 mod bad_input;
+mod cache;
+mod changes;
+mod crash;
 mod exact;
 mod extremes;
 mod hang;
@@ -20,6 +25,7 @@ mod mutations;
 mod published;
 mod replaced;
 mod resume;
+mod space;
 mod sparse;
 mod status;
 mod stress;
