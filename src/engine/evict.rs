@@ -53,7 +53,7 @@ struct GoingFile {
 
 impl Engine {
     /// Frees `lacking` bytes and somewhat more, if so much can go; returns what was freed.
-    pub(crate) fn evict_now(self: &Arc<Self>, lacking: u64, urgency: Urgency) -> u64 {
+    pub(crate) fn evict_now(&self, lacking: u64, urgency: Urgency) -> u64 {
         let slack = self.cache.fill().map_or(0, |(cap, _)| (cap / 16).min(SLACK_MAX));
         let goal = lacking.saturating_add(slack);
         let mut freed = self.evict_files(goal);
@@ -69,13 +69,13 @@ impl Engine {
     }
 
     /// Frees `lacking` bytes of the destination's file system; `false` if nothing went.
-    pub(crate) fn give_of_its_own(self: &Arc<Self>, lacking: u64) -> bool {
+    pub(crate) fn give_of_its_own(&self, lacking: u64) -> bool {
         let Boarded::Lead(_landing) = self.cache.evicting.board() else { return true };
         self.cache.is_limited() && self.evict_now(lacking, Urgency::Ahead) > 0
     }
 
     /// Whole files, the one that was used longest ago first.
-    fn evict_files(self: &Arc<Self>, goal: u64) -> u64 {
+    fn evict_files(&self, goal: u64) -> u64 {
         let (mut freed, mut is_new_look) = (0, false);
         while freed < goal {
             let batch = self.gather(goal - freed);
@@ -112,7 +112,7 @@ impl Engine {
         batch
     }
 
-    fn let_go(self: &Arc<Self>, batch: Vec<Going>) -> Result<u64> {
+    fn let_go(&self, batch: Vec<Going>) -> Result<u64> {
         let proofs: Vec<_> = batch.iter().map(|going| self.proof_of(going)).collect();
         let leaving: Vec<Leaving<'_>> = batch.iter().map(Going::leaving).collect();
         if let Err(error) = self.destination.evict_all(&leaving) {
@@ -149,7 +149,7 @@ impl Engine {
     }
 
     /// Blocks of parts. For what is fetched ahead those that streams are about to read stay.
-    fn evict_blocks(self: &Arc<Self>, goal: u64, urgency: Urgency) -> u64 {
+    fn evict_blocks(&self, goal: u64, urgency: Urgency) -> u64 {
         if !self.cache.can_punch.load(Ordering::Relaxed) {
             return 0;
         }
@@ -173,22 +173,23 @@ impl Engine {
                     tracing::warn!(path = %file.path, %error, "evict blocks");
                 }
             }
-            // Who completed it meanwhile found it busy.
-            self.seal_if_complete(&file);
         }
         freed
     }
 
     fn evict_blocks_of(&self, file: &LazyFile, keep: &[ByteRange], goal: u64) -> Result<u64> {
-        let Boarded::Lead(_landing) = file.publishing.board() else { return Ok(0) };
-        let is_part = matches!(file.phase.get(), Phase::Filling | Phase::Failed | Phase::Absent);
-        let Some(part) = file.backing().filter(|_| is_part) else { return Ok(0) };
+        let Boarded::Lead(_landing) = file.moving.board() else { return Ok(0) };
+        let Some(part) = file.backing() else { return Ok(0) };
+        if part.published_path().is_some() {
+            return Ok(0);
+        }
         let from = file.evict_from.load(Ordering::Relaxed);
         let candidates = beginning_at(from, part.occupied().blocks());
         let max_blocks = goal.div_ceil(BLOCK_SIZE);
         let Some(eviction) = file.claims.evict(&candidates, keep, max_blocks) else {
             return Ok(0);
         };
+        file.unsealed();
         let before = part.occupied().bytes();
         self.destination.evict_blocks(&file.path, file.ino, &part, eviction.blocks())?;
         let blocks = eviction.blocks();
@@ -196,6 +197,21 @@ impl Engine {
         let next = wrapped.map_or(0, |run| run.end);
         file.evict_from.store(next, Ordering::Relaxed);
         Ok(before.saturating_sub(part.occupied().bytes()))
+    }
+
+    /// Keeps a complete file from eviction while it is published; `None` if it is complete no more.
+    pub(super) async fn hold_complete(&self, file: &LazyFile) -> Option<Landing> {
+        let held = loop {
+            match file.moving.board() {
+                Boarded::Lead(landing) => break landing,
+                Boarded::Join(signal) => signal.await,
+            }
+        };
+        if file.claims.is_complete() && file.phase.get() == Phase::Sealed {
+            return Some(held);
+        }
+        file.unsealed();
+        None
     }
 
     /// What the streams of a file's handles are about to read.
@@ -227,7 +243,7 @@ impl Cache {
         if file.last_use.load(Ordering::Relaxed) != last_use || file.is_open() {
             return None;
         }
-        let Boarded::Lead(landing) = file.publishing.board() else { return None };
+        let Boarded::Lead(landing) = file.moving.board() else { return None };
         let Some(backing) = file.backing() else {
             self.files.remove(&ino); // it went another way
             return None;
@@ -277,6 +293,13 @@ impl LazyFile {
     /// Whether a handle is open on it.
     pub(crate) fn is_open(&self) -> bool {
         self.open_handles.load(Ordering::Relaxed) > 0
+    }
+
+    /// Not all of it is here any more.
+    fn unsealed(&self) {
+        if self.phase.get() == Phase::Sealed && self.phase.advance(Phase::Absent) {
+            self.phase.advance(Phase::Filling);
+        }
     }
 
     /// Nothing of it is here any more.

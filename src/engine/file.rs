@@ -47,6 +47,8 @@ pub struct LazyFile {
     pub(crate) restoring: Flight,
     /// Runs while it is verified and published.
     pub publishing: Flight,
+    /// Runs while its bytes are verified and placed, or evicted: one at a time.
+    pub(super) moving: Flight,
     /// Number of its last use in a cache of limited size. Relaxed: a hint.
     pub(super) last_use: AtomicU64,
     /// Block from which on the next ones are evicted. Relaxed: a hint.
@@ -83,6 +85,7 @@ impl LazyFile {
             record: ArcSwapOption::empty(),
             restoring: Flight::default(),
             publishing: Flight::default(),
+            moving: Flight::default(),
             last_use: AtomicU64::new(0),
             evict_from: AtomicU64::new(0),
             backing: ArcSwapOption::empty(),

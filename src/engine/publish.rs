@@ -62,9 +62,7 @@ impl Engine {
             return;
         }
         // Boarded before the phase says Sealed, so that who sees Sealed can wait for the end.
-        // And complete still: who evicts blocks boards it too.
         if let Boarded::Lead(landing) = file.publishing.board()
-            && file.claims.is_complete()
             && file.phase.advance(Phase::Sealed)
         {
             let (engine, file) = (Arc::clone(self), Arc::clone(file));
@@ -100,6 +98,10 @@ impl Engine {
         // Waited for without a permit: many young files settle at the same time.
         let settled = self.settle(&file).await;
         let permit = self.publisher.permit().await;
+        let Some(held) = self.hold_complete(&file).await else {
+            drop((permit, landing));
+            return self.seal_if_complete(&file); // evicted, and complete again
+        };
         let published = match settled {
             Ok(()) => self.try_publish(&file).await,
             Err(error) => Err(error),
@@ -114,7 +116,7 @@ impl Engine {
                 tracing::warn!(path = %file.path, kind = %error.kind(), %error, "not published");
             }
         }
-        drop((permit, landing));
+        drop((held, permit, landing));
     }
 
     pub(crate) fn note_published(&self, file: &LazyFile, proof: Proof) {

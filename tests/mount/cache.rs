@@ -151,6 +151,7 @@ fn a_tree_five_times_the_cap_is_read_twice_and_the_cap_holds() {
                     let (tree, mounted) = (&tree, &mounted);
                     scope.spawn(move || {
                         for number in (reader..tree.0.len()).step_by(4) {
+                            forget(&File::open(mounted.path(name(number))).unwrap());
                             let found = read(mounted.path(name(number))).unwrap();
                             tree.check(number, 0, &found, usize::MAX);
                             assert_eq!(found.len() as u64, tree.0[number]);
@@ -186,6 +187,7 @@ fn one_open_file_larger_than_the_cap_is_read_to_its_end_and_anywhere() {
                 let (file, mut random) = (&file, Random::seeded(random.next()));
                 scope.spawn(move || {
                     for _ in 0..60 {
+                        forget(file);
                         let offset = random.below(size - 300_000);
                         let len = usize::try_from(1 + random.below(299_000)).unwrap();
                         let found = read_at(file, offset, len).unwrap();
@@ -199,6 +201,11 @@ fn one_open_file_larger_than_the_cap_is_read_to_its_end_and_anywhere() {
     mounted.unmount();
 }
 
+/// Makes the kernel forget what it has of a file, so that the next read comes to the daemon.
+fn forget(file: &File) {
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
 /// Opens, reads somewhere, sometimes goes on in sequence, closes; over and over. Some files stay open for a while.
 fn storm(mounted: &Mounted<'_>, tree: &Tree, mut random: Random) {
     let mut held = Vec::new();
@@ -206,6 +213,9 @@ fn storm(mounted: &Mounted<'_>, tree: &Tree, mut random: Random) {
         let number = tree.pick(&mut random);
         let file = File::open(mounted.path(name(number))).unwrap();
         let mut offset = random.below(tree.0[number]);
+        if random.below(2) == 0 {
+            forget(&file);
+        }
         for _ in 0..=random.below(5) {
             let len = usize::try_from(random.below(400_000)).unwrap();
             let found = read_at(&file, offset, len).unwrap();
@@ -216,7 +226,8 @@ fn storm(mounted: &Mounted<'_>, tree: &Tree, mut random: Random) {
             held.push((file, number));
         }
         if held.len() > 4 {
-            let (file, number) = held.remove(0);
+            let (file, number): (File, usize) = held.remove(0);
+            forget(&file);
             let found = read_at(&file, 0, 50_000).unwrap();
             tree.check(number, 0, &found, 50_000);
         }

@@ -6,9 +6,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Answers `OFFSET LENGTH` with these bytes in hexadecimal.
 const PROGRAM: &str = "\
-import mmap, sys
+import mmap, os, sys
 with open(sys.argv[1], 'rb') as file:
     mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+os.closerange(3, 64)  # mmap holds a copy of the descriptor
 print(len(mapped), flush=True)
 for line in sys.stdin:
     offset, length = map(int, line.split())
