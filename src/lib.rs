@@ -33,7 +33,8 @@
 //! # The life of a file
 //! Absent -> Filling -> Sealed (every block is here) -> Verified (read again: the bytes are those that landed, the source is unchanged) ->
 //! Published (metadata, fsync, rename without clobbering, fsync of the directory). A file that changes at the source gets a new inode
-//! number; the old one answers ESTALE for what is not local. Published files are read by the kernel itself where it can (passthrough).
+//! number; the old one answers ESTALE for what is not local. In a cache of limited size (`--keep SIZE`, [`engine::evict`]) a version may go
+//! back to Absent, and single blocks too: first from the record, then from the disk. Published files are read by the kernel itself where it can (passthrough).
 
 #[cfg(not(lazycopy_loom))]
 pub mod cli;

@@ -47,7 +47,13 @@ pub(crate) fn check_part(destination: &Destination, path: &str) -> u64 {
     runs[0].end
 }
 
-fn checkpoint(destination: &Destination, path: &str, part: &BackingFile, ino: u64, block: u64) {
+pub(crate) fn checkpoint(
+    destination: &Destination,
+    path: &str,
+    part: &BackingFile,
+    ino: u64,
+    block: u64,
+) {
     let (path, version, bytes) = (rel(path), version(ino, part.size()), block_bytes(block));
     part.write_at(block * BLOCK_SIZE, &bytes).unwrap();
     let hashes = [(block, hash_block(block, part.size(), &bytes).unwrap())];
@@ -57,7 +63,7 @@ fn checkpoint(destination: &Destination, path: &str, part: &BackingFile, ino: u6
     destination.checkpoint_many(&[checkpoint]).remove(0).unwrap();
 }
 
-fn publish(destination: &Destination, path: &str, ino: u64, bytes: &[u8]) -> Published {
+pub(crate) fn publish(destination: &Destination, path: &str, ino: u64, bytes: &[u8]) -> Published {
     let file = part(destination, bytes);
     let hash = hash_backing(&file, file.size()).unwrap();
     let version = version(ino, file.size());

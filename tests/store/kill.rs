@@ -67,7 +67,7 @@ fn child_that_recovers() {
 }
 
 /// Runs a child that is killed at its `at`-th `call`; false if it ended before.
-fn run_killed(test: &str, directory: &Path, call: &str, at: usize) -> bool {
+pub(crate) fn run_killed(test: &str, directory: &Path, call: &str, at: usize) -> bool {
     let inner = child(test, directory, None);
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("trace={call}"));

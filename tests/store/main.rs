@@ -6,6 +6,7 @@ mod cut_disk;
 
 mod catalog;
 mod crash;
+mod evict;
 mod faults;
 mod kill;
 mod open;

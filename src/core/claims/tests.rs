@@ -191,6 +191,10 @@ fn full(blocks: u64) -> (Arc<Claims>, Ids, Instant) {
     (claims, ids, now)
 }
 
+fn one(run: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(run).collect()
+}
+
 fn runs<const N: usize>(runs: [Range<u64>; N]) -> Vec<Range<u64>> {
     runs.into_iter().collect()
 }
@@ -202,8 +206,8 @@ fn an_evicted_block_is_a_miss_that_waits_for_the_evictions_end() {
     let elsewhere = ByteRange::at(3 * BLOCK_SIZE, 10);
     let (since, apart) =
         (claims.covered_since(want).unwrap(), claims.covered_since(elsewhere).unwrap());
-    let eviction = claims.evict(&runs([0..2]), &[], 9).unwrap();
-    assert_eq!(eviction.blocks(), runs([0..2]));
+    let eviction = claims.evict(&one(0..2), &[], 9).unwrap();
+    assert_eq!(eviction.blocks(), one(0..2));
     assert!(!claims.still_covers(want, since) && !claims.covers(want));
     assert!(claims.still_covers(elsewhere, apart), "other blocks are as they were");
     assert_eq!(claims.local_bytes(), 2 * BLOCK_SIZE);
@@ -219,7 +223,7 @@ fn an_evicted_block_is_a_miss_that_waits_for_the_evictions_end() {
 #[test]
 fn what_is_pinned_fetched_kept_or_being_recorded_stays() {
     let (claims, ids, now) = full(8);
-    let everything = runs([0..8]);
+    let everything = one(0..8);
     let recording = claims.take_unrecorded();
     assert!(claims.evict(&everything, &[], 8).is_none());
     recording.recorded();
@@ -250,13 +254,13 @@ fn while_a_whole_file_is_evicted_nothing_of_it_can_be_fetched() {
 #[test]
 fn evicted_blocks_are_never_recorded_and_blocks_that_land_again_are() {
     let (claims, ids, now) = full(3);
-    drop(claims.evict(&runs([1..2]), &[], 1));
+    drop(claims.evict(&one(1..2), &[], 1));
     let taken = claims.take_unrecorded();
     assert_eq!(taken.blocks(), runs([0..1, 2..3]));
     taken.recorded();
     let mut lease = lead(claims.lead(ByteRange::at(0, 1 << 30), Priority::Demand, BIG, &ids, now));
     lease.landed(BLOCK_SIZE);
-    assert_eq!(claims.take_unrecorded().blocks(), runs([1..2]));
+    assert_eq!(claims.take_unrecorded().blocks(), one(1..2));
 }
 
 #[test]
@@ -264,7 +268,7 @@ fn a_read_that_slept_through_many_evictions_looks_again() {
     let (claims, _, _) = full(2);
     let since = claims.covered_since(ByteRange::at(BLOCK_SIZE, 1)).unwrap();
     for _ in 0..200 {
-        drop(claims.evict(&runs([0..1]), &[], 1));
+        drop(claims.evict(&one(0..1), &[], 1));
     }
     assert!(!claims.still_covers(ByteRange::at(BLOCK_SIZE, 1), since));
 }
