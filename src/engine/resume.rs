@@ -259,7 +259,8 @@ impl Engine {
     /// The catalog forgets a part, and then it goes.
     pub(crate) fn abandon(&self, file: &LazyFile, part: &Arc<BackingFile>) {
         if !part.is_kept() {
-            return; // never recorded: it goes with who drops it last
+            part.let_go(); // a checkpoint may be about to record it
+            return;
         }
         let (destination, part) = (Arc::clone(&self.destination), Arc::clone(part));
         let (path, ino) = (file.path.clone(), file.ino);

@@ -58,6 +58,8 @@ pub struct BackingFile {
     occupied: Occupied,
     /// Whether the catalog knows the part. Relaxed: set before the commit and taken back after one, by whoever then drops its handle.
     is_kept: AtomicBool,
+    /// Whether it was given up for good: a checkpoint that began before must not keep it again. Relaxed, as above.
+    is_given_up: AtomicBool,
 }
 
 impl Destination {
@@ -139,6 +141,7 @@ impl BackingFile {
             kept: ArcSwapOption::empty(),
             is_broken: AtomicBool::new(false),
             is_kept: AtomicBool::new(false),
+            is_given_up: AtomicBool::new(false),
         }
     }
 
@@ -342,12 +345,13 @@ impl BackingFile {
 
     /// Whether the catalog knows it as a part: then it outlives this process.
     pub fn is_kept(&self) -> bool {
-        self.is_kept.load(Ordering::Relaxed)
+        self.is_kept.load(Ordering::Relaxed) && !self.is_given_up.load(Ordering::Relaxed)
     }
 
-    /// The catalog does not vouch for the part any more.
-    pub(super) fn let_go(&self) {
-        self.is_kept.store(false, Ordering::Relaxed);
+    /// The part goes with who drops it last, whatever a checkpoint that runs now still records of it. What the catalog vouches for is
+    /// taken back before.
+    pub fn let_go(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
     }
 
     /// Counts as failed for good.
@@ -399,7 +403,7 @@ impl Drop for BackingFile {
         drop(self.disk.descriptors.remove(&self.id));
         match &**self.place.load() {
             Place::Part(part) | Place::Moving { part, .. } => {
-                if !self.is_kept.load(Ordering::Relaxed) {
+                if !self.is_kept() {
                     remove_part(&self.disk, part);
                 }
             }

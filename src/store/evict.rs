@@ -147,17 +147,17 @@ impl Destination {
         let placed = self.disk.catalog.clear_evicted(&versions)?;
         for (leaving, placed) in leaving.iter().zip(placed) {
             let removed = match (leaving.what, placed) {
-                (LeavingFrom::Backing(part), None) => {
-                    part.let_go();
-                    Ok(())
-                }
                 (LeavingFrom::Kept(KeptAs::Part(part)), _) => self.remove_kept_part(part),
                 (LeavingFrom::Kept(KeptAs::Published(placed)), _) => {
                     // Also a version that was superseded, and is vouched for no more.
                     self.remove_placed(leaving.path, *placed).map(drop)
                 }
-                (LeavingFrom::Backing(_), Some(placed)) => {
-                    self.remove_placed(leaving.path, placed).map(drop)
+                (LeavingFrom::Backing(part), placed) => {
+                    part.let_go();
+                    match placed.filter(|placed| placed.inode == part.identity().inode) {
+                        Some(placed) => self.remove_placed(leaving.path, placed).map(drop),
+                        None => Ok(()),
+                    }
                 }
             };
             if let Err(error) = removed {

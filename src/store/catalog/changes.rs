@@ -87,7 +87,7 @@ impl Catalog {
         self.clear_with(path, ino, Commit::Durable)
     }
 
-    /// As [`Catalog::clear`] for many versions in one commit. Answers for each what has its final name, if that was published by us: it
+    /// As [`Catalog::clear`] for many versions in one commit. Answers for each what may have its final name and was published by us: it
     /// is about to leave DIR, and leaves at the next start if that is cut short.
     ///
     /// # Errors
@@ -99,11 +99,14 @@ impl Catalog {
         self.change("evict entries", Commit::Durable, |tables, gone| {
             let mut placed = Vec::with_capacity(versions.len());
             for (path, ino) in versions {
-                let known = tables.get(path.as_bytes())?;
-                let Some(record) = known.filter(|known| known.version.ino == *ino) else {
+                let Some(record) = tables.get(path.as_bytes())? else {
                     placed.push(None);
                     continue;
                 };
+                if record.version.ino != *ino {
+                    placed.push(record.former); // maybe that one, if it was superseded
+                    continue;
+                }
                 let leaves = match record.phase {
                     EntryPhase::Published(placed) if !record.is_adopted => Some(placed),
                     _ => None,
