@@ -74,25 +74,32 @@ impl Budget {
 #[derive(Debug)]
 pub struct Charge {
     budget: Arc<Budget>,
-    bytes: u64,
+    bytes: AtomicU64,
 }
 
 impl Charge {
-    /// Takes `bytes` that are on the disk already, even above the cap.
-    pub fn anyway(budget: &Arc<Budget>, bytes: u64) -> Self {
+    /// Takes what a file with `allocated` bytes costs that is on the disk already, even above the cap.
+    pub fn of_file(budget: &Arc<Budget>, allocated: u64) -> Self {
+        let blocks = allocated.div_ceil(BLOCK_SIZE);
+        let bytes = allocated.saturating_add(blocks * EXTENT_BYTES).saturating_add(budget.unit);
         budget.take_anyway(bytes);
-        Self { budget: Arc::clone(budget), bytes }
+        Self { budget: Arc::clone(budget), bytes: AtomicU64::new(bytes) }
     }
 
     /// How many.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Leaves them to the caller, who accounts for them from now on.
+    pub fn hand_over(&self) -> u64 {
+        self.bytes.swap(0, Ordering::Relaxed)
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        self.budget.give_back(self.bytes());
     }
 }
 
@@ -110,6 +117,8 @@ pub struct Occupied {
 struct Blocks {
     runs: RunSet,
     count: u64,
+    /// Bytes taken whatever the blocks are: those of a file that goes as a whole only.
+    whole: u64,
 }
 
 impl Occupied {
@@ -123,30 +132,37 @@ impl Occupied {
     /// # Errors
     /// The bytes that have to be given back first.
     pub fn reserve(&self, blocks: Range<u64>) -> Result<(), u64> {
-        self.grow(blocks, Budget::take)
-    }
-
-    /// Takes what `blocks` occupy already.
-    pub fn note(&self, blocks: Range<u64>) {
-        let taken = self.grow(blocks, |budget, bytes| {
-            budget.take_anyway(bytes);
-            Ok(())
-        });
-        debug_assert!(taken.is_ok(), "invariant: what is there is never refused");
-    }
-
-    fn grow(&self, new: Range<u64>, take: fn(&Budget, u64) -> Result<(), u64>) -> Result<(), u64> {
         let Some(budget) = &self.budget else { return Ok(()) };
+        let mut occupied = self.blocks.lock();
+        let before = self.cost(budget, &occupied);
+        let known = occupied.runs.count_in(blocks.clone());
+        let count = occupied.count + (blocks.end - blocks.start) - known;
+        let last = block_count(self.size).saturating_sub(1);
+        let has_tail = blocks.contains(&last) || occupied.runs.run_of(last).is_some();
+        budget.take(self.cost_of(budget, count, has_tail) + occupied.whole - before)?;
+        occupied.runs.insert(blocks);
+        occupied.count = count;
+        Ok(())
+    }
+
+    /// Takes over `bytes` that were taken for the whole file, which goes as a whole only.
+    pub fn take_over_whole(&self, bytes: u64) {
+        self.blocks.lock().whole += bytes;
+    }
+
+    /// Takes what `runs` occupy already; `bytes` of it were taken before.
+    pub fn take_over(&self, runs: &[Range<u64>], bytes: u64) {
+        let Some(budget) = &self.budget else { return };
         let mut blocks = self.blocks.lock();
         let before = self.cost(budget, &blocks);
-        let known = blocks.runs.count_in(new.clone());
-        let count = blocks.count + (new.end - new.start) - known;
-        let last = block_count(self.size).saturating_sub(1);
-        let has_tail = new.contains(&last) || blocks.runs.run_of(last).is_some();
-        take(budget, self.cost_of(budget, count, has_tail) - before)?;
-        blocks.runs.insert(new);
-        blocks.count = count;
-        Ok(())
+        for run in runs {
+            blocks.count += run.end - run.start - blocks.runs.count_in(run.clone());
+            blocks.runs.insert(run.clone());
+        }
+        let cost = self.cost(budget, &blocks) - before;
+        // The difference only: nobody may find in between what is not free.
+        budget.take_anyway(cost.saturating_sub(bytes));
+        budget.give_back(bytes.saturating_sub(cost));
     }
 
     /// Gives back what `blocks` occupied: after their bytes are gone, or if none was written.
@@ -171,7 +187,7 @@ impl Occupied {
 
     fn cost(&self, budget: &Budget, blocks: &Blocks) -> u64 {
         let last = block_count(self.size).saturating_sub(1);
-        self.cost_of(budget, blocks.count, blocks.runs.run_of(last).is_some())
+        self.cost_of(budget, blocks.count, blocks.runs.run_of(last).is_some()) + blocks.whole
     }
 
     /// Blocks with what the file system needs to find them, and one unit for the file itself.
@@ -259,7 +275,11 @@ mod tests {
                 match what {
                     0 => drop(files[which].reserve(blocks)),
                     1 => files[which].release(blocks),
-                    _ if budget.used() < budget.cap() / 2 => files[which].note(blocks),
+                    _ if budget.used() < budget.cap() / 2 => {
+                        let charge = Charge::of_file(&budget, len * BLOCK_SIZE);
+                        let run: [Range<u64>; 1] = std::array::from_fn(|_| blocks.clone());
+                        files[which].take_over(&run, charge.hand_over());
+                    }
                     _ => {}
                 }
                 prop_assert_eq!(budget.used(), files.iter().map(Occupied::bytes).sum::<u64>());

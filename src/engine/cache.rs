@@ -73,7 +73,7 @@ impl Cache {
         if let Some(budget) = &budget {
             for found in destination.kept()? {
                 latest = latest.max(found.last_use);
-                let charge = Charge::anyway(budget, found.bytes);
+                let charge = Charge::of_file(budget, found.bytes);
                 let ino = found.ino;
                 let found = KeptFile { kept: found, charge, busy: Flight::default() };
                 kept.insert(ino, Arc::new(found));
@@ -125,6 +125,11 @@ impl Cache {
                 Boarded::Join(signal) => signal.await,
             }
         }
+    }
+
+    /// The bytes that were taken for what an earlier life left of `ino`; who asks accounts for them from now on.
+    pub(crate) fn hand_over(&self, ino: u64) -> u64 {
+        self.kept.get(&ino).map_or(0, |kept| kept.charge.hand_over())
     }
 
     /// What an earlier life left of `file` belongs to it now.

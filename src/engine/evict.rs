@@ -16,10 +16,10 @@ use crate::core::claims::Eviction;
 use crate::core::flight::{Boarded, Landing};
 use crate::core::phase::Phase;
 use crate::core::range::{BLOCK_SIZE, ByteRange};
-use crate::engine::Engine;
 use crate::engine::cache::{Cache, KeptFile};
 use crate::engine::file::LazyFile;
 use crate::engine::resume::proof_of;
+use crate::engine::{Engine, on_disk};
 use crate::error::{Kind, Result};
 use crate::store::{BackingFile, Leaving, LeavingFrom};
 use crate::sync::Ordering;
@@ -197,6 +197,20 @@ impl Engine {
         let next = wrapped.map_or(0, |run| run.end);
         file.evict_from.store(next, Ordering::Relaxed);
         Ok(before.saturating_sub(part.occupied().bytes()))
+    }
+
+    /// A version that was superseded while it was published is nobody's: it would lie in DIR uncounted.
+    pub(super) async fn let_superseded_go(&self, file: &LazyFile, part: Option<Arc<BackingFile>>) {
+        let is_superseded = self.cache.is_limited() && file.phase.get() != Phase::Published;
+        let Some(part) = part.filter(|_| is_superseded) else { return };
+        let (destination, path, ino) = (Arc::clone(&self.destination), file.path.clone(), file.ino);
+        let gone = on_disk("evict superseded file", move || {
+            let what = LeavingFrom::Backing(&part);
+            destination.evict_all(&[Leaving { path: &path, ino, what }])
+        });
+        if let Err(error) = gone.await {
+            tracing::warn!(path = %file.path, %error, "superseded; it stays until the next start");
+        }
     }
 
     /// Keeps a complete file from eviction while it is published; `None` if it is complete no more.

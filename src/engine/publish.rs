@@ -102,12 +102,16 @@ impl Engine {
             drop((permit, landing));
             return self.seal_if_complete(&file); // evicted, and complete again
         };
+        let part = file.backing();
         let published = match settled {
             Ok(()) => self.try_publish(&file).await,
             Err(error) => Err(error),
         };
         match published {
-            Ok(proof) => self.note_published(&file, proof),
+            Ok(proof) => {
+                self.note_published(&file, proof);
+                self.let_superseded_go(&file, part).await;
+            }
             Err(error) if error.kind() == Kind::Stale => self.found_stale(&file),
             Err(error) if error.kind() == Kind::Corrupt => self.start_over(&file, &error),
             Err(error) => {

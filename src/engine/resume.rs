@@ -125,9 +125,7 @@ impl Engine {
                     return Ok(());
                 }
                 let published = Arc::new(destination.open_published(path)?);
-                if !record.is_adopted {
-                    published.occupied().note(0..block_count(file.size()));
-                }
+                published.occupied().take_over_whole(self.cache.hand_over(file.ino));
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
@@ -139,7 +137,7 @@ impl Engine {
             {
                 let part = destination.reopen_part(record)?;
                 let runs = destination.catalog().blocks(record)?;
-                self.occupy(&part, &runs, block_count(file.size()))?;
+                self.occupy(file, &part, &runs)?;
                 for run in &runs {
                     let hashes = destination.catalog().hashes(record, run.clone())?;
                     for (index, hash) in run.clone().zip(hashes) {
@@ -160,13 +158,13 @@ impl Engine {
     }
 
     /// Counts the blocks that are trusted; what else lies in the part takes room for nothing.
-    fn occupy(&self, part: &BackingFile, runs: &[Range<u64>], count: u64) -> Result<()> {
+    fn occupy(&self, file: &LazyFile, part: &BackingFile, runs: &[Range<u64>]) -> Result<()> {
         if self.cache.is_limited() {
             let mut rest = RunSet::default();
-            rest.insert(0..count);
+            rest.insert(0..block_count(file.size()));
             runs.iter().for_each(|run| rest.remove(run.clone()));
             rest.iter().try_for_each(|run| part.punch(run))?;
-            runs.iter().for_each(|run| part.occupied().note(run.clone()));
+            part.occupied().take_over(runs, self.cache.hand_over(file.ino));
         }
         Ok(())
     }
