@@ -12,13 +12,13 @@ use lazycopy::store::{Destination, DestinationOptions, KeptAs, Leaving, LeavingF
 
 use super::catalog::{block_bytes, check_part, checkpoint, publish};
 use super::kill::run_killed;
-use super::support::{CHILD_DIRECTORY, parts_in, rel, skip};
+use super::support::{CHILD_DIRECTORY, open_with, parts_in, rel, skip};
 
 const CAP: u64 = 16 << 20;
 
 fn open(directory: &Path) -> Destination {
     let options = DestinationOptions { keep: Some(CAP), ..DestinationOptions::default() };
-    Destination::open(directory, options).unwrap()
+    open_with(directory, &options)
 }
 
 fn on_disk() -> tempfile::TempDir {

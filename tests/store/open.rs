@@ -9,7 +9,7 @@ use lazycopy::error::Kind;
 use lazycopy::store::{Destination, DestinationOptions, MARKER_NAME};
 
 use super::support::{
-    CHILD_DIRECTORY, child, is_root, metadata, open, part, parts_in, publish, rel, skip,
+    CHILD_DIRECTORY, child, is_root, metadata, open, open_with, part, parts_in, publish, rel, skip,
     start_until_ready,
 };
 
@@ -149,11 +149,11 @@ fn a_concealed_destination_gets_its_mode_back_even_after_a_restart() {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o2751)).unwrap();
     let conceal = || DestinationOptions { conceal: true, ..DestinationOptions::default() };
     for _ in 0..2 {
-        let destination = Destination::open(directory.path(), conceal()).unwrap();
+        let destination = open_with(directory.path(), &conceal());
         assert_eq!(mode_of(directory.path()), 0o700);
         drop(destination);
     }
-    let destination = Destination::open(directory.path(), conceal()).unwrap();
+    let destination = open_with(directory.path(), &conceal());
     assert!(destination.finish_root(None).unwrap().is_empty());
     assert_eq!(mode_of(directory.path()), 0o2751);
 

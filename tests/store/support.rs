@@ -5,11 +5,13 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use lazycopy::core::attributes::{
     Attributes, EntryKind, Fingerprint, Ownership, Timestamp, Validator,
 };
 use lazycopy::core::path::RelPath;
+use lazycopy::error::Kind;
 use lazycopy::store::{BackingFile, Destination, DestinationOptions, Metadata, Published, Replace};
 
 pub(crate) const MODIFIED: Timestamp = Timestamp { seconds: 1_500_000_000, nanos: 123_456_789 };
@@ -23,7 +25,20 @@ pub(crate) fn rel(path: &str) -> RelPath {
 }
 
 pub(crate) fn open(directory: &Path) -> Destination {
-    Destination::open(directory, DestinationOptions::default()).unwrap()
+    open_with(directory, &DestinationOptions::default())
+}
+
+/// Opens it once its lock is free: a child that another test starts at this moment holds a copy of every descriptor until its exec.
+pub(crate) fn open_with(directory: &Path, options: &DestinationOptions) -> Destination {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Destination::open(directory, options.clone()) {
+            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 pub(crate) fn metadata(kind: EntryKind, mode: u32) -> Metadata {
