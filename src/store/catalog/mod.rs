@@ -9,16 +9,21 @@
 //! | `changes` | what is said of entries, each in one transaction |
 //! | `tables` | the tables, kept in step with each other |
 //! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one |
+//! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
+//! | `names` | the source's tree as it was seen last |
 //! | `trees` | block hashes, in files of their own: 2.5 GB for 10 TB |
 //!
 //! # Schema 1
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `schema`, `source`, `created`, `chunks`, `inos` | u64 LE; the source as text |
+//! | meta | `schema`, `source`, `created`, `chunks`, `inos`, `files`, `bytes`, `examined`, `shape` | u64 LE; the source as text; [`SourceShape`] |
 //! | entries | path | [`EntryRecord`] |
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
 //! | unfinished | path | nothing; entries that recovery looks at |
+//! | names | (inode number of the directory, name) | [`NameRecord`]; the root is the empty name in directory 0 |
+//! | listings | inode number of a directory of which every name is recorded | the next position to give |
+//! | orphans | inode number of a directory that is gone | nothing; its names are forgotten bit by bit |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;
@@ -30,6 +35,9 @@ mod crash;
 mod database;
 #[cfg(test)]
 mod laws;
+mod name;
+mod names;
+mod packed;
 mod record;
 mod tables;
 mod trees;
@@ -52,11 +60,15 @@ use super::root::{create_beneath, stat_entry, sync_directory};
 use ballast::Ballast;
 use database::{Commit, Database, Failure, Opener, corrupt};
 use tables::{
-    BLOCKS, ENTRIES, ERRORS, INOS, META, Tables, UNFINISHED, decode_entry, get_blocks, get_entry,
+    BLOCKS, ENTRIES, ERRORS, INOS, LISTINGS, META, NAMES, ORPHANS, Tables, UNFINISHED,
+    decode_entry, get_blocks, get_entry,
 };
 use trees::Trees;
 
 pub(super) use changes::{IntentEnd, Landed, emptied, published};
+pub use name::{ListedName, NameRecord, SourceShape};
+pub use names::{KnownFiles, NameChange};
+pub use packed::Packed;
 pub use record::{EntryPhase, EntryRecord, ErrorNote, Part, Placed, ProofClass, Version};
 
 /// The schema that this version writes and reads.
@@ -147,6 +159,9 @@ impl Catalog {
                 // All tables, so that every reader finds them.
                 drop(Tables::open(transaction)?);
                 transaction.open_table(ERRORS)?;
+                transaction.open_table(NAMES)?;
+                transaction.open_table(LISTINGS)?;
+                transaction.open_table(ORPHANS)?;
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("schema", SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())
