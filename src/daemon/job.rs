@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
-use crate::daemon::start::Place;
+use crate::daemon::start::{Examine, Place, Started};
 use crate::engine::Engine;
 use crate::engine::stats::Stats;
 
@@ -24,7 +24,9 @@ pub(super) struct Job {
 
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
-    pub(super) fn start(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Arc<Self> {
+    pub(super) fn start(started: &Started) -> Arc<Self> {
+        let Started { engine, place, fill, examine, .. } = started;
+        let (fill, examine) = (*fill, *examine);
         let first = match fill {
             Fill::OnDemand => JobPhase::Idle,
             Fill::Everything => JobPhase::Scanning,
@@ -38,9 +40,18 @@ impl Job {
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
             async move {
+                let examined = async {
+                    if examine == Examine::Later {
+                        engine.check_existing_later().await;
+                    }
+                };
                 match fill {
-                    Fill::OnDemand => engine.adopt_candidates().await,
-                    Fill::Everything => job.copy_all(&engine).await,
+                    Fill::OnDemand => {
+                        examined.await;
+                        engine.adopt_candidates().await;
+                    }
+                    // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
+                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine))),
                 }
             }
         });

@@ -130,7 +130,11 @@ impl Reporter {
             ..StatusReport::of(&self.place.mountpoint, &self.place.destination)
         };
         let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);
-        let paused_by = (fills && self.engine.is_short_of_room()).then_some(PausedBy::Space);
+        let paused_by = match fills {
+            true if self.engine.is_source_away() => Some(PausedBy::Source),
+            true if self.engine.is_short_of_room() => Some(PausedBy::Space),
+            _ => None,
+        };
         report.in_phase(phase, paused_by)
     }
 

@@ -1,5 +1,6 @@
 //! The whole tree in the background, in listing order.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,13 @@ fn may_go_better(error: &Error) -> bool {
     error.is_transient() || matches!(error.kind(), Kind::Stale | Kind::Corrupt | Kind::Io)
 }
 
+/// One entry of a directory that is copied.
+#[derive(Debug)]
+struct Found {
+    name: OsString,
+    kind: EntryKind,
+}
+
 /// One directory while its content is copied. It gets its own metadata when the last entry in it is there.
 #[derive(Debug)]
 struct DirectoryJob {
@@ -47,13 +55,14 @@ impl Engine {
     pub async fn hydrate(self: &Arc<Self>) -> Result<u64> {
         let failures = Arc::new(AtomicU64::new(0));
         let root = self.node(ROOT_INO)?;
+        self.wait_for_source(&root).await;
         let mut stack =
             vec![Arc::new(DirectoryJob { node: root, parent: None, open: AtomicU64::new(1) })];
         let mut tasks = JoinSet::new();
         while let Some(job) = stack.pop() {
             let mut directories = Vec::new();
             let scanned = self.scan(&job).await;
-            for entry in self.note(&job.node.path, scanned, &failures).unwrap_or_default() {
+            for entry in self.note(&job.node.path(), scanned, &failures).unwrap_or_default() {
                 job.open.fetch_add(1, Ordering::AcqRel);
                 if entry.kind == EntryKind::Directory {
                     directories.push(entry);
@@ -66,14 +75,14 @@ impl Engine {
                 let failures = Arc::clone(&failures);
                 tasks.spawn(async move {
                     let copied = engine.hydrate_entry(&job.node, &entry).await;
-                    let path = job.node.path.child(&entry.name).unwrap_or(job.node.path.clone());
+                    let path = job.node.path().child(&entry.name).unwrap_or(job.node.path());
                     engine.note(&path, copied, &failures);
                     engine.close(job, &failures).await;
                 });
             }
             for entry in directories.into_iter().rev() {
                 let found = self.lookup(job.node.ino, &entry.name).await;
-                let path = job.node.path.child(&entry.name)?;
+                let path = job.node.path().child(&entry.name)?;
                 match self.note(&path, found, &failures) {
                     Some(node) => stack.push(Arc::new(DirectoryJob {
                         node,
@@ -85,18 +94,41 @@ impl Engine {
             }
             self.close(job, &failures).await;
         }
+        self.until_recorded().await;
         self.stats.scan_done.increment();
         while tasks.join_next().await.is_some() {}
         Ok(failures.load(Ordering::Acquire))
     }
 
-    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Listed>> {
+    /// Waits for a source that was away at the start: what it cannot answer now is no failure of the copy.
+    async fn wait_for_source(&self, root: &Node) {
+        let path = root.path();
+        while !root.is_confirmed() {
+            match self.within_deadline("look at source", self.source.stat(&path)).await {
+                Err(error) if error.is_transient() => {
+                    self.is_source_away.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // Whatever else is wrong with it, the scan will say.
+                _ => break,
+            }
+        }
+        self.is_source_away.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the copy waits for its source.
+    pub fn is_source_away(&self) -> bool {
+        self.is_source_away.load(Ordering::Relaxed)
+    }
+
+    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Found>> {
         let listing = self.list(job.node.ino).await?;
-        let (destination, path) = (Arc::clone(&self.destination), job.node.path.clone());
+        let (destination, path) = (Arc::clone(&self.destination), job.node.path());
         on_disk("make directory", move || destination.ensure_directory(&path))
             .await
             .map_err(Error::of_destination)?;
-        Ok(listing.entries.clone())
+        let found = |entry: Listed<'_>| Found { name: entry.name.to_owned(), kind: entry.kind };
+        Ok(listing.after(0).map(found).collect())
     }
 
     fn note<T>(&self, path: &RelPath, result: Result<T>, failures: &AtomicU64) -> Option<T> {
@@ -120,20 +152,21 @@ impl Engine {
         while job.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             let Some(parent) = job.parent.clone() else { return };
             let finished = self.finish_directory(&job.node).await;
-            self.note(&job.node.path, finished, failures);
+            self.note(&job.node.path(), finished, failures);
             job = parent;
         }
     }
 
     async fn metadata_of(&self, node: &Node) -> Result<Metadata> {
-        let asked = self.source.xattrs(&node.path);
+        let path = node.path();
+        let asked = self.source.xattrs(&path);
         let xattrs = self.within_deadline("read xattrs", asked).await?;
-        Ok(Metadata { attributes: (*node.attributes()).clone(), xattrs })
+        Ok(Metadata { attributes: node.attributes(), xattrs })
     }
 
     async fn finish_directory(&self, node: &Node) -> Result<()> {
         let metadata = self.metadata_of(node).await?;
-        let (destination, path) = (Arc::clone(&self.destination), node.path.clone());
+        let (destination, path) = (Arc::clone(&self.destination), node.path());
         let finish = move || destination.finish_directory(&path, &metadata);
         let losses = on_disk("finish directory", finish).await.map_err(Error::of_destination)?;
         self.stats.metadata_lost.add(losses.len() as u64);
@@ -160,16 +193,19 @@ impl Engine {
         Ok(())
     }
 
-    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Listed) -> Result<()> {
+    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Found) -> Result<()> {
         for tries in 1.. {
             let node = self.lookup(directory.ino, &entry.name).await?;
-            let path = directory.path.child(&entry.name)?;
+            let path = directory.path().child(&entry.name)?;
             if node.kind() != EntryKind::File {
                 return self.publish_special(&node, path).await;
             }
             let file = node.file()?;
             match self.hydrate_file(file).await {
-                Ok(()) if file.path == path => return Ok(()),
+                Ok(()) if file.path == path => {
+                    self.tree.leaving.insert(node.ino, ());
+                    return Ok(());
+                }
                 Ok(()) => return self.publish_link(&file.path, path).await,
                 // It may have changed or failed on its way: the next look starts over.
                 Err(error) if tries < TRIES && may_go_better(&error) => {

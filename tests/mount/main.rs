@@ -17,6 +17,7 @@ mod extremes;
 mod hang;
 mod http;
 mod mutations;
+mod offline;
 mod published;
 mod replaced;
 mod resume;

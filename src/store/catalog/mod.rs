@@ -75,7 +75,8 @@ pub use record::{EntryPhase, EntryRecord, ErrorNote, Part, Placed, ProofClass, V
 const SCHEMA: u64 = 1;
 /// Length of the error history.
 pub const ERRORS_KEPT: u64 = 1000;
-const CATALOG_NAME: &str = "catalog.redb";
+/// Its name in the state directory.
+pub const CATALOG_NAME: &str = "catalog.redb";
 /// A catalog that is being made.
 const DRAFT_NAME: &str = "catalog.new";
 
@@ -378,22 +379,21 @@ impl Catalog {
         self.trees.sync_names()
     }
 
-    /// Removes hash trees that belong to no entry.
+    /// Removes hash trees that belong to no entry, and that nobody has written since the catalog was opened: those may be vouched for
+    /// in a moment.
     pub(super) fn sweep_trees(&self) -> Result<u64> {
         let failed = |errno| Error::io("sweep block hashes", errno).at(&self.shown_as);
-        let all = self.trees.inos().map_err(failed)?;
-        let orphans = self.database.read("read catalog", |transaction| {
-            let inos = transaction.open_table(INOS)?;
-            let mut orphans = Vec::new();
-            for ino in &all {
-                if inos.get(ino)?.is_none() {
-                    orphans.push(*ino);
-                }
+        let mut swept = 0;
+        for ino in self.trees.inos().map_err(failed)? {
+            let is_known = self.database.read("read catalog", |transaction| {
+                Ok(transaction.open_table(INOS)?.get(ino)?.is_some())
+            })?;
+            if !is_known && self.trees.remove_unwritten(ino) {
+                swept += 1;
             }
-            Ok(orphans)
-        })?;
-        orphans.iter().for_each(|ino| self.trees.remove(*ino));
-        Ok(u64::try_from(orphans.len()).unwrap_or(u64::MAX))
+        }
+        self.trees.set_swept();
+        Ok(swept)
     }
 }
 

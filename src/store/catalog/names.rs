@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use crate::core::attributes::EntryKind;
+use crate::core::path::RelPath;
 use crate::error::Result;
 
 use super::database::{Commit, Failure, corrupt};
@@ -71,6 +72,22 @@ impl Catalog {
         let key = (parent, name.as_bytes());
         self.database
             .read("read catalog", |transaction| get_name(&transaction.open_table(NAMES)?, key))
+    }
+
+    /// What is recorded of a path, name by name from the root down.
+    ///
+    /// # Errors
+    /// As [`Catalog::name`].
+    pub fn name_at(&self, path: &RelPath) -> Result<Option<NameRecord>> {
+        self.database.read("read catalog", |transaction| {
+            let names = transaction.open_table(NAMES)?;
+            let mut found = get_name(&names, ROOT_PLACE)?;
+            for name in path.components() {
+                let Some(directory) = found else { return Ok(None) };
+                found = get_name(&names, (directory.ino, name.as_bytes()))?;
+            }
+            Ok(found)
+        })
     }
 
     /// What is recorded of the root.
@@ -174,9 +191,9 @@ impl Catalog {
         self.database.write("forget names", Commit::Later, |transaction| {
             let mut names = Names::open(transaction)?;
             let mut left = most;
-            while left > 0
-                && let Some(directory) = names.orphans.first()?.map(|row| row.0.value())
-            {
+            while left > 0 {
+                let first = names.orphans.first()?.map(|row| row.0.value());
+                let Some(directory) = first else { break };
                 left = names.sweep(directory, left)?;
             }
             let is_more = names.orphans.first()?.is_some();
@@ -341,11 +358,9 @@ fn merge(new: &NameRecord, old: Option<&NameRecord>) -> NameRecord {
         merged.position = old.position;
     }
     if old.kind == merged.kind && (old.ino == merged.ino || merged.attributes.is_none()) {
-        if merged.attributes.is_none() {
-            // Listed again by a source that lists no attributes: the number that it had stays.
-            (merged.ino, merged.is_first) = (old.ino, old.is_first);
-            merged.attributes = old.attributes.clone();
-        }
+        // Which of several names counts is decided once; and a name that is listed without attributes keeps its number.
+        (merged.ino, merged.is_first) = (old.ino, old.is_first);
+        merged.attributes = merged.attributes.or_else(|| old.attributes.clone());
         merged.target = merged.target.or_else(|| old.target.clone());
         let is_same = merged.attributes == old.attributes;
         merged.xattrs = merged.xattrs.or_else(|| old.xattrs.clone().filter(|_| is_same));

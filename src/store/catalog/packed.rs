@@ -48,7 +48,7 @@ impl Packed {
         to.number(u64::from(a.link_count));
         to.number(a.device_number);
         a.mode.iter().for_each(|mode| to.number(u64::from(*mode)));
-        for Ownership { uid, gid } in &a.ownership {
+        if let Some(Ownership { uid, gid }) = &a.ownership {
             to.number(u64::from(*uid));
             to.number(u64::from(*gid));
         }
@@ -56,7 +56,7 @@ impl Packed {
             encode_time(&mut to, time);
         }
         a.allocated_units.iter().for_each(|units| to.number(*units));
-        for (device, inode) in &a.identity {
+        if let Some((device, inode)) = &a.identity {
             to.number(*device);
             to.number(*inode);
         }
@@ -107,10 +107,9 @@ fn unpack(bytes: &[u8]) -> Option<Attributes> {
     let allocated_units = if has(ALLOCATED) { Some(from.number()?) } else { None };
     let identity = if has(IDENTITY) { Some((from.number()?, from.number()?)) } else { None };
     let fingerprint = match has(PLAIN) {
-        true => crate::core::attributes::Fingerprint {
-            size,
-            validator: Validator::Modified(modified?),
-        },
+        true => {
+            crate::core::attributes::Fingerprint { size, validator: Validator::Modified(modified?) }
+        }
         false => decode_fingerprint(&mut from)?,
     };
     let checksum = if has(CHECKSUM) { Some(decode_checksum(&mut from)?) } else { None };
@@ -205,9 +204,10 @@ pub(super) mod tests {
             any::<bool>(),
         );
         let numbers = (0usize..7, 0u64..1 << 63, any::<Option<u32>>(), any::<u32>(), any::<u64>());
-        let places = (any::<Option<(u32, u32)>>(), any::<Option<u64>>(), any::<Option<(u64, u64)>>());
-        (numbers, times, places, fingerprint(), prop::option::of(checksum()), any::<bool>()).prop_map(
-            |(numbers, times, places, fingerprint, checksum, is_settled)| {
+        let places =
+            (any::<Option<(u32, u32)>>(), any::<Option<u64>>(), any::<Option<(u64, u64)>>());
+        (numbers, times, places, fingerprint(), prop::option::of(checksum()), any::<bool>())
+            .prop_map(|(numbers, times, places, fingerprint, checksum, is_settled)| {
                 let (kind, size, mode, link_count, device_number) = numbers;
                 let (modified, accessed, changed, is_plain) = times;
                 let (ownership, allocated_units, identity) = places;
@@ -233,8 +233,7 @@ pub(super) mod tests {
                     is_settled,
                     checksum,
                 }
-            },
-        )
+            })
     }
 
     proptest! {
