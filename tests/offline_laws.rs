@@ -372,7 +372,7 @@ async fn what_changed_between_two_lives_is_seen_at_once() {
 async fn half_a_listing_is_none_in_the_next_life() {
     for lists_attributes in [true, false] {
         let source = Scripted::new(lists_attributes);
-        ["a", "b", "c"].map(|name| source.put(name, EntryKind::File, 1));
+        ["a", "b", "c"].iter().for_each(|name| source.put(name, EntryKind::File, 1));
         source.is(Mood::BreaksOff);
         let directory = tempfile::tempdir_in("/var/tmp").unwrap();
         let engine = open(&source, directory.path()).await;

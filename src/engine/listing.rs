@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::core::attributes::EntryKind;
 use crate::core::flight::Boarded;
@@ -142,8 +143,9 @@ impl Draft {
     fn add(&mut self, position: u64, ino: u64, name: &OsStr, kind: EntryKind) -> Result<()> {
         let too_large = |why| Error::new(Kind::Limit, "list directory").because(why);
         let start = u32::try_from(self.names.len())
-            .map_err(|_| too_large("more than 4 GiB of names in one directory"))?;
-        let len = u8::try_from(name.len()).map_err(|_| too_large("a name of over 255 bytes"))?;
+            .map_err(|large| too_large("more than 4 GiB of names").caused_by(large))?;
+        let len = u8::try_from(name.len())
+            .map_err(|large| too_large("a name of over 255 bytes").caused_by(large))?;
         self.names.extend_from_slice(name.as_bytes());
         self.rows.push(Row { position, ino, start, len, kind });
         Ok(())
@@ -200,61 +202,67 @@ impl Engine {
     pub async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Listing>> {
         let node = self.node(ino)?;
         let directory = node.directory()?;
-        loop {
-            let known = self.remembered_listing(&node).await;
-            if let Some(listing) = &known
-                && self.is_fresh(listing.listed_ms())
-            {
-                return Ok(Arc::clone(listing));
+        let known = self.remembered_listing(&node).await;
+        if let Some(listing) = &known
+            && self.is_fresh(listing.listed_ms())
+        {
+            return Ok(Arc::clone(listing));
+        }
+        match (directory.listing_flight.board(), known) {
+            (Boarded::Lead(landing), known) => {
+                let (engine, asked) = (Arc::clone(self), Arc::clone(&node));
+                let work = self.runtime.spawn(async move {
+                    let listed = engine.list_now(&asked).await;
+                    drop(landing);
+                    listed.map_err(|error| error.at(asked.path().as_path()))
+                });
+                self.first_of(work, known).await
             }
-            let patience = match &known {
-                Some(listing) => self.patience(listing.is_confirmed()),
-                None => self.settings.metadata_deadline(),
-            };
-            match (directory.listing_flight.board(), known) {
-                (Boarded::Lead(landing), known) => {
-                    let (engine, asked) = (Arc::clone(self), Arc::clone(&node));
-                    let work = self.runtime.spawn(async move {
-                        let listed = engine.list_now(&asked).await;
-                        drop(landing);
-                        listed
-                    });
-                    return match (tokio::time::timeout(patience, work).await, known) {
-                        (Ok(Ok(Ok(listing))), _) => Ok(listing),
-                        (Ok(Ok(Err(error))), _) if error.kind() == Kind::NotFound => Err(error),
-                        (Err(_late), Some(old)) => {
-                            self.tree.set_slow(true);
-                            Ok(old)
-                        }
-                        (Ok(_), Some(old)) => Ok(old),
-                        (Ok(Ok(Err(error))), None) => Err(error),
-                        (Ok(Err(died)), None) => Err(Error::new(Kind::Io, "list").caused_by(died)),
-                        (Err(late), None) => Err(Error::new(Kind::Timeout, "list directory")
-                            .at(node.path().as_path())
-                            .caused_by(late)),
-                    };
-                }
-                (Boarded::Join(_), Some(old)) if old.is_confirmed() => return Ok(old),
-                (Boarded::Join(signal), Some(old)) => {
-                    let news = self.news_of(directory, signal, patience).await;
-                    return Ok(news.unwrap_or(old));
-                }
-                (Boarded::Join(signal), None) => {
-                    return self.news_of(directory, signal, patience).await.ok_or_else(|| {
-                        Error::new(Kind::Unreachable, "list directory").at(node.path().as_path())
-                    });
-                }
+            (Boarded::Join(_), Some(old)) if old.is_confirmed() => Ok(old),
+            (Boarded::Join(signal), Some(old)) => {
+                Ok(self.news_of(directory, signal, &old).await.unwrap_or(old))
+            }
+            (Boarded::Join(signal), None) => {
+                let ended = async {
+                    signal.await;
+                    Ok(())
+                };
+                self.within_deadline("list directory", ended).await?;
+                let failed = || Error::new(Kind::Unreachable, "list directory");
+                let listing = directory.listing.load_full();
+                listing.ok_or_else(|| failed().at(node.path().as_path()))
             }
         }
     }
 
-    /// What another's listing under way gives within `patience`.
+    /// What the source lists, or what is known if it does not answer in time or at all.
+    async fn first_of(
+        &self,
+        work: JoinHandle<Result<Arc<Listing>>>,
+        known: Option<Arc<Listing>>,
+    ) -> Result<Arc<Listing>> {
+        let work = async {
+            work.await.unwrap_or_else(|died| Err(Error::new(Kind::Io, "list").caused_by(died)))
+        };
+        let Some(old) = known else { return self.within_deadline("list directory", work).await };
+        match tokio::time::timeout(self.patience(old.is_confirmed()), work).await {
+            Ok(Err(error)) if error.kind() == Kind::NotFound => Err(error),
+            Ok(listed) => Ok(listed.unwrap_or(old)),
+            Err(_late) => {
+                self.tree.set_slow(true);
+                Ok(old)
+            }
+        }
+    }
+
+    /// What another's listing under way gives in time.
     async fn news_of(
         &self,
         directory: &Directory,
         signal: Signal,
-        patience: std::time::Duration,
+        old: &Listing,
     ) -> Option<Arc<Listing>> {
+        let patience = self.patience(old.is_confirmed());
         if tokio::time::timeout(patience, signal).await.is_err() {
             self.tree.set_slow(true);
         }

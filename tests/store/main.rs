@@ -5,6 +5,7 @@ mod catalog;
 mod crash;
 mod faults;
 mod kill;
+mod million;
 mod open;
 mod publish;
 mod support;
