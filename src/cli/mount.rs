@@ -191,8 +191,9 @@ struct Shown {
 }
 
 impl Readiness for Shown {
-    fn ready(&mut self, line: &str, status: StatusSource) -> Result<()> {
+    fn ready(&mut self, line: &str, warnings: &[String], status: StatusSource) -> Result<()> {
         say(line);
+        warnings.iter().for_each(|warning| complain(&format!("warning: {warning}")));
         if self.terminal.is_some() {
             complain("Ctrl-C unmounts");
         }

@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
-use crate::daemon::start::{Place, write_marker};
+use crate::daemon::start::{Examine, Place, Started, write_marker};
 use crate::engine::Engine;
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
@@ -26,7 +26,9 @@ pub(super) struct Job {
 
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
-    pub(super) fn start(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Arc<Self> {
+    pub(super) fn start(started: &Started) -> Arc<Self> {
+        let Started { engine, place, fill, examine, .. } = started;
+        let (fill, examine) = (*fill, *examine);
         let first = match fill {
             Fill::OnDemand => JobPhase::Idle,
             Fill::Everything => JobPhase::Scanning,
@@ -41,9 +43,18 @@ impl Job {
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
             let place = place.clone();
             async move {
+                let examined = async {
+                    if examine == Examine::Later {
+                        engine.check_existing_later().await;
+                    }
+                };
                 match fill {
-                    Fill::OnDemand => engine.adopt_candidates().await,
-                    Fill::Everything => job.copy_all(&engine, &place).await,
+                    Fill::OnDemand => {
+                        examined.await;
+                        engine.adopt_candidates().await;
+                    }
+                    // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
+                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine, &place))),
                 }
             }
         });

@@ -1,68 +1,183 @@
 //! What directories list, and the attributes of siblings ahead of who walks.
 //!
 //! A listing is asked for again when it is older than the refresh time; if the source does not answer within a moment, the old one is
-//! answered. Entries keep their positions, so that a walk in progress neither skips nor repeats.
+//! answered. Entries keep their positions, so that a walk in progress neither skips nor repeats, also over a restart.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::core::attributes::EntryKind;
 use crate::core::flight::Boarded;
 use crate::core::priority::Priority;
 use crate::engine::node::{Body, Directory, Node};
-use crate::engine::{Engine, ROOT_INO};
+use crate::engine::recorder::Said;
+use crate::engine::{Engine, NEVER, ROOT_INO, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::source::{Entry, ListBatch};
 use crate::store::RESERVED_NAMES;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, Signal};
 
 /// Attributes asked for ahead of who walks a directory.
 const PREFETCH_SIBLINGS: u64 = 32;
 /// Batches of a listing in transit.
 const LIST_BATCHES: usize = 16;
+/// Names that a listing may be ahead of the catalog, at most twice that: it waits for the disk then.
+const AHEAD: usize = 32 * 1024;
 
 /// What a directory holds, at one time.
 #[derive(Debug)]
 pub struct Listing {
+    /// All names, one after the other.
+    names: Vec<u8>,
     /// In order of position.
-    pub entries: Vec<Listed>,
-    by_name: HashMap<OsString, usize>,
+    rows: Vec<Row>,
+    /// Rows in order of their names.
+    by_name: Vec<u32>,
     listed_ms: AtomicU64,
+    used_ms: AtomicU64,
     next_position: u64,
+    is_recorded: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    position: u64,
+    ino: u64,
+    /// Where its name ends in `names`; it begins where the one before ends.
+    start: u32,
+    len: u8,
+    kind: EntryKind,
 }
 
 /// One entry of a listing.
-#[derive(Debug, Clone)]
-pub struct Listed {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed<'a> {
     /// Keeps its value as long as the name stays in the directory: a cookie for readdir. From 1 on.
     pub position: u64,
     /// Inode number when it was listed.
     pub ino: u64,
     /// Its name.
-    pub name: OsString,
+    pub name: &'a OsStr,
     /// What it is.
     pub kind: EntryKind,
 }
 
 impl Listing {
-    /// The entries after position `after` (0 = from the start).
-    pub fn after(&self, after: u64) -> &[Listed] {
-        &self.entries[self.entries.partition_point(|entry| entry.position <= after)..]
+    /// The entries after position `after` (0 = from the start), in order of position.
+    pub fn after(&self, after: u64) -> impl Iterator<Item = Listed<'_>> {
+        let start = self.rows.partition_point(|row| row.position <= after);
+        self.rows[start..].iter().map(|row| self.show(row))
     }
 
     /// The entry called `name`.
-    pub fn find(&self, name: &OsStr) -> Option<&Listed> {
-        self.by_name.get(name).map(|index| &self.entries[*index])
+    pub fn find(&self, name: &OsStr) -> Option<Listed<'_>> {
+        let bytes = name.as_bytes();
+        let found = self.by_name.binary_search_by(|row| self.name(*row).cmp(bytes)).ok()?;
+        Some(self.show(&self.rows[index(self.by_name[found])]))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn show(&self, row: &Row) -> Listed<'_> {
+        let start = index(row.start);
+        let name = OsStr::from_bytes(&self.names[start..start + usize::from(row.len)]);
+        Listed { position: row.position, ino: row.ino, name, kind: row.kind }
+    }
+
+    fn name(&self, row: u32) -> &[u8] {
+        self.show(&self.rows[index(row)]).name.as_bytes()
+    }
+
+    /// When the source listed it, in ms since the engine's start; [`NEVER`] if not in this life. Relaxed: a hint.
+    pub(super) fn listed_ms(&self) -> u64 {
+        self.listed_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether the source listed it in this life.
+    pub fn is_confirmed(&self) -> bool {
+        self.listed_ms() != NEVER
+    }
+
+    pub(super) fn used_ms(&self) -> u64 {
+        self.used_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn next_position(&self) -> u64 {
+        self.next_position
+    }
+
+    /// Whether the catalog has all of it.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.is_recorded.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_recorded(&self) {
+        self.is_recorded.store(true, Ordering::Release);
+    }
+}
+
+fn index(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// A listing under way.
+#[derive(Debug, Default)]
+struct Draft {
+    names: Vec<u8>,
+    rows: Vec<Row>,
+}
+
+impl Draft {
+    fn add(&mut self, position: u64, ino: u64, name: &OsStr, kind: EntryKind) -> Result<()> {
+        let too_large = |why| Error::new(Kind::Limit, "list directory").because(why);
+        let start = u32::try_from(self.names.len())
+            .map_err(|large| too_large("more than 4 GiB of names").caused_by(large))?;
+        let len = u8::try_from(name.len())
+            .map_err(|large| too_large("a name of over 255 bytes").caused_by(large))?;
+        self.names.extend_from_slice(name.as_bytes());
+        self.rows.push(Row { position, ino, start, len, kind });
+        Ok(())
+    }
+
+    fn finish(mut self, next_position: u64, listed_ms: u64, now_ms: u64) -> Listing {
+        self.rows.sort_by_key(|row| row.position);
+        self.rows.dedup_by_key(|row| row.position);
+        self.rows.shrink_to_fit();
+        self.names.shrink_to_fit();
+        let by_name = (0..u32::try_from(self.rows.len()).unwrap_or(u32::MAX)).collect();
+        let mut listing = Listing {
+            names: self.names,
+            rows: self.rows,
+            by_name,
+            listed_ms: AtomicU64::new(listed_ms),
+            used_ms: AtomicU64::new(now_ms),
+            next_position,
+            is_recorded: AtomicBool::new(false),
+        };
+        let mut by_name = std::mem::take(&mut listing.by_name);
+        by_name.sort_unstable_by(|one, other| listing.name(*one).cmp(listing.name(*other)));
+        Listing { by_name, ..listing }
     }
 }
 
 impl Engine {
     /// The listing as far as memory knows, fresh or not.
     pub fn known_listing(&self, ino: u64) -> Option<Arc<Listing>> {
-        self.node(ino).ok()?.directory().ok()?.listing.load_full()
+        let listing = self.node(ino).ok()?.directory().ok()?.listing.load_full()?;
+        listing.used_ms.store(self.now_ms(), Ordering::Relaxed);
+        Some(listing)
     }
 
     /// The listing if it is in memory and fresh.
@@ -71,133 +186,174 @@ impl Engine {
             Ok(node) => node,
             Err(error) => return Some(Err(error)),
         };
-        let directory = match node.directory() {
-            Ok(directory) => directory,
-            Err(error) => return Some(Err(error)),
-        };
-        let listing = directory.listing.load_full()?;
-        let fresh = self.is_fresh(listing.listed_ms.load(Ordering::Relaxed));
+        if let Err(error) = node.directory() {
+            return Some(Err(error));
+        }
+        let listing = self.known_listing(ino)?;
+        let fresh = self.is_fresh(listing.listed_ms());
         fresh.then_some(Ok(listing))
     }
 
-    /// The listing, asked from the source if memory has none or an old one. An old one is answered when the source does not answer
-    /// within a moment.
+    /// The listing, asked from the source if memory and catalog have none or an old one. An old one is answered when the source does not
+    /// answer within a moment, or at all.
     ///
     /// # Errors
-    /// As [`crate::source::Source::list`]; `Timeout` at the deadline.
+    /// As [`crate::source::Source::list`]; `NotFound` only if the source says so; `Timeout` at the deadline.
     pub async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Listing>> {
         let node = self.node(ino)?;
         let directory = node.directory()?;
-        loop {
-            let known = directory.listing.load_full();
-            if let Some(listing) = &known
-                && self.is_fresh(listing.listed_ms.load(Ordering::Relaxed))
-            {
-                return Ok(Arc::clone(listing));
+        let known = self.remembered_listing(&node).await;
+        if let Some(listing) = &known
+            && self.is_fresh(listing.listed_ms())
+        {
+            return Ok(Arc::clone(listing));
+        }
+        match (directory.listing_flight.board(), known) {
+            (Boarded::Lead(landing), known) => {
+                let (engine, asked) = (Arc::clone(self), Arc::clone(&node));
+                let work = self.runtime.spawn(async move {
+                    let listed = engine.list_now(&asked).await;
+                    drop(landing);
+                    listed.map_err(|error| error.at(asked.path().as_path()))
+                });
+                self.first_of(work, known).await
             }
-            match (directory.listing_flight.board(), known) {
-                (Boarded::Lead(landing), known) => {
-                    let (engine, asked) = (Arc::clone(self), Arc::clone(&node));
-                    let work = self.runtime.spawn(async move {
-                        let listed = engine.list_now(&asked).await;
-                        drop(landing);
-                        listed
-                    });
-                    let patience = if known.is_some() {
-                        self.settings.grace
-                    } else {
-                        self.settings.metadata_deadline()
-                    };
-                    return match (tokio::time::timeout(patience, work).await, known) {
-                        (Ok(Ok(Ok(listing))), _) => Ok(listing),
-                        (_, Some(old)) => Ok(old),
-                        (Ok(Ok(Err(error))), None) => Err(error),
-                        (Ok(Err(died)), None) => Err(Error::new(Kind::Io, "list").caused_by(died)),
-                        (Err(late), None) => Err(Error::new(Kind::Timeout, "list directory")
-                            .at(node.path.as_path())
-                            .caused_by(late)),
-                    };
-                }
-                (Boarded::Join(_), Some(old)) => return Ok(old),
-                (Boarded::Join(signal), None) => {
-                    let ended = async {
-                        signal.await;
-                        Ok(())
-                    };
-                    self.within_deadline("list directory", ended).await?;
-                    if directory.listing.load().is_none() {
-                        return Err(
-                            Error::new(Kind::Unreachable, "list directory").at(node.path.as_path())
-                        );
-                    }
-                }
+            (Boarded::Join(_), Some(old)) if old.is_confirmed() => Ok(old),
+            (Boarded::Join(signal), Some(old)) => {
+                Ok(self.news_of(directory, signal, &old).await.unwrap_or(old))
+            }
+            (Boarded::Join(signal), None) => {
+                let ended = async {
+                    signal.await;
+                    Ok(())
+                };
+                self.within_deadline("list directory", ended).await?;
+                let failed = || Error::new(Kind::Unreachable, "list directory");
+                let listing = directory.listing.load_full();
+                listing.ok_or_else(|| failed().at(node.path().as_path()))
             }
         }
+    }
+
+    /// What the source lists, or what is known if it does not answer in time or at all.
+    async fn first_of(
+        &self,
+        work: JoinHandle<Result<Arc<Listing>>>,
+        known: Option<Arc<Listing>>,
+    ) -> Result<Arc<Listing>> {
+        let work = async {
+            work.await.unwrap_or_else(|died| Err(Error::new(Kind::Io, "list").caused_by(died)))
+        };
+        let Some(old) = known else { return self.within_deadline("list directory", work).await };
+        match tokio::time::timeout(self.patience(old.is_confirmed()), work).await {
+            Ok(Err(error)) if error.kind() == Kind::NotFound => Err(error),
+            Ok(listed) => Ok(listed.unwrap_or(old)),
+            Err(_late) => {
+                self.tree.set_slow(true);
+                Ok(old)
+            }
+        }
+    }
+
+    /// What another's listing under way gives in time.
+    async fn news_of(
+        &self,
+        directory: &Directory,
+        signal: Signal,
+        old: &Listing,
+    ) -> Option<Arc<Listing>> {
+        let patience = self.patience(old.is_confirmed());
+        if tokio::time::timeout(patience, signal).await.is_err() {
+            self.tree.set_slow(true);
+        }
+        directory.listing.load_full()
+    }
+
+    /// The listing as memory or the catalog has it.
+    async fn remembered_listing(self: &Arc<Self>, node: &Arc<Node>) -> Option<Arc<Listing>> {
+        if let Some(listing) = self.known_listing(node.ino) {
+            return Some(listing);
+        }
+        let (engine, asked) = (Arc::clone(self), Arc::clone(node));
+        let recalled = on_disk("look into catalog", move || engine.recall_listing(&asked));
+        recalled.await.unwrap_or_else(|error| {
+            tracing::warn!(path = %node.path(), %error, "listing unreadable");
+            None
+        })
+    }
+
+    /// Brings the recorded listing of a directory into memory. Blocking.
+    fn recall_listing(&self, node: &Arc<Node>) -> Result<Option<Arc<Listing>>> {
+        let directory = node.directory()?;
+        let Some((names, next_position)) = self.destination.catalog().listing(node.ino)? else {
+            return Ok(None);
+        };
+        let mut draft = Draft::default();
+        for one in names {
+            draft.add(one.position, one.ino, &one.name, one.kind)?;
+        }
+        let listing = Arc::new(draft.finish(next_position, NEVER, self.now_ms()));
+        listing.set_recorded();
+        let none: Option<Arc<Listing>> = None;
+        let before = directory.listing.compare_and_swap(&none, Some(Arc::clone(&listing)));
+        let kept = before.as_ref().map_or(listing, Arc::clone);
+        self.tree.listed.insert(node.ino, Arc::clone(node));
+        Ok(Some(kept))
     }
 
     async fn list_now(self: &Arc<Self>, node: &Arc<Node>) -> Result<Arc<Listing>> {
         let (sender, mut batches) = mpsc::channel::<ListBatch>(LIST_BATCHES);
-        let listing_task = {
-            let (source, path) = (Arc::clone(&self.source), node.path.clone());
-            self.runtime.spawn(async move { source.list(&path, sender).await })
-        };
-        let directory = node.directory()?;
-        let old = directory.listing.load_full();
-        let mut next = old.as_ref().map_or(1, |old| old.next_position);
-        let mut entries = Vec::new();
+        let (source, path) = (Arc::clone(&self.source), node.path());
+        let asked = self.runtime.spawn(async move { source.list(&path, sender).await });
+        let old = node.directory()?.listing.load_full();
+        let mut work = Listening::new(self, node, old);
+        let (mut ahead, mut before) = (0, None);
         while let Some(batch) = batches.recv().await {
             self.stats.names_refused.add(batch.refused);
-            for entry in batch.entries {
-                if node.ino == ROOT_INO && RESERVED_NAMES.iter().any(|name| entry.name == *name) {
-                    continue;
+            ahead += batch.entries.len();
+            work = on_disk("take in listing", move || {
+                batch.entries.into_iter().try_for_each(|entry| work.take_in(entry))?;
+                Ok(work)
+            })
+            .await?;
+            if ahead >= AHEAD {
+                ahead = 0;
+                if let Some(earlier) = before.replace(self.recorder.until_recorded()) {
+                    earlier.await;
                 }
-                let position =
-                    old.as_ref().and_then(|old| old.find(&entry.name)).map(|e| e.position);
-                if old.is_some() && position.is_none() {
-                    self.changes.note_news(node.ino);
-                }
-                let position = position.unwrap_or_else(|| {
-                    next += 1;
-                    next - 1
-                });
-                entries.push(self.take_in_entry(node, entry, position)?);
             }
         }
-        match listing_task.await {
+        match asked.await {
+            Ok(Err(error)) if error.kind() == Kind::NotFound => {
+                return Err(self.gone(node, error));
+            }
             Ok(result) => result?,
             Err(died) => return Err(Error::new(Kind::Io, "list directory").caused_by(died)),
         }
-        entries.sort_by_key(|entry| entry.position);
-        entries.dedup_by_key(|entry| entry.position);
-        let by_name =
-            entries.iter().enumerate().map(|(index, entry)| (entry.name.clone(), index)).collect();
-        let listing = Arc::new(Listing {
-            entries,
-            by_name,
-            listed_ms: AtomicU64::new(self.now_ms()),
-            next_position: next,
-        });
-        directory.listing.store(Some(Arc::clone(&listing)));
-        for gone in old.iter().flat_map(|old| &old.entries) {
-            if listing.find(&gone.name).is_none() {
-                self.vanish(node.ino, &gone.name);
-            }
+        self.tree.set_slow(false);
+        if node.ino == ROOT_INO {
+            self.refresh_root(node).await;
         }
-        Ok(listing)
+        on_disk("take in listing", move || work.finish()).await
     }
 
-    fn take_in_entry(
-        self: &Arc<Self>,
-        directory: &Arc<Node>,
-        entry: Entry,
-        position: u64,
-    ) -> Result<Listed> {
-        let Entry { name, kind, attributes } = entry;
-        let ino = match attributes {
-            Some(attributes) => self.observe(directory, &name, attributes)?.ino,
-            None => self.tree.reserve_ino((directory.ino, name.clone())),
-        };
-        Ok(Listed { position, ino, name, kind })
+    /// A directory that is no longer there. The root's absence says nothing of what was in it: it is the source that is away.
+    fn gone(self: &Arc<Self>, node: &Node, error: Error) -> Error {
+        if node.ino == ROOT_INO {
+            return error.kinded(Kind::Unreachable);
+        }
+        self.vanish(node.parent_ino(), node.name());
+        error
+    }
+
+    async fn refresh_root(&self, root: &Node) {
+        let path = root.path();
+        let asked = self.source.stat(&path);
+        if let Ok(attributes) = self.within_deadline("look at source", asked).await
+            && root.refresh(&attributes, self.now_ms())
+        {
+            self.record_root();
+        }
     }
 
     /// Where a listing tells no attributes, asks for those of the next siblings of a name that was looked up, from the second lookup
@@ -206,10 +362,8 @@ impl Engine {
         if self.lists_attributes() {
             return;
         }
-        let Body::Directory(Directory { listing, lookups, prefetched_to, .. }) = &directory.body
-        else {
-            return;
-        };
+        let Body::Directory(known) = &directory.body else { return };
+        let Directory { listing, lookups, prefetched_to, .. } = &**known;
         if lookups.fetch_add(1, Ordering::Relaxed) == 0 {
             return;
         }
@@ -223,8 +377,8 @@ impl Engine {
             return;
         }
         prefetched_to.fetch_max(until, Ordering::Relaxed);
-        for sibling in listing.after(from).iter().take_while(|entry| entry.position <= until) {
-            let name = sibling.name.clone();
+        for sibling in listing.after(from).take_while(|entry| entry.position <= until) {
+            let name = sibling.name.to_owned();
             if self.known(directory.ino, &name).is_some() {
                 continue;
             }
@@ -236,5 +390,103 @@ impl Engine {
                 }
             });
         }
+    }
+}
+
+/// Who takes in a listing, batch by batch. Blocking.
+struct Listening {
+    engine: Arc<Engine>,
+    node: Arc<Node>,
+    old: Option<Arc<Listing>>,
+    draft: Draft,
+    next: u64,
+    /// Nothing of it may be recorded yet.
+    is_first: bool,
+    /// Something of it is not as it was recorded.
+    is_news: bool,
+}
+
+impl Listening {
+    fn new(engine: &Arc<Engine>, node: &Arc<Node>, old: Option<Arc<Listing>>) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            node: Arc::clone(node),
+            next: old.as_ref().map_or(1, |old| old.next_position),
+            is_first: old.as_ref().is_none_or(|old| !old.is_recorded()),
+            is_news: false,
+            old,
+            draft: Draft::default(),
+        }
+    }
+
+    fn take_in(&mut self, entry: Entry) -> Result<()> {
+        let Entry { name, kind, attributes } = entry;
+        let is_root = self.node.ino == ROOT_INO;
+        if is_root && RESERVED_NAMES.iter().any(|reserved| name == *reserved) {
+            return Ok(());
+        }
+        let before = self.old.as_ref().and_then(|old| old.find(&name));
+        let position = before.map_or(self.next, |before| before.position);
+        let ino = match attributes {
+            Some(attributes) => self.engine.observe(&self.node, &name, &attributes)?.ino,
+            None => self.number(&name, kind, before.map(|before| (before.ino, before.kind))),
+        };
+        let is_as_before = before.is_some_and(|before| (before.ino, before.kind) == (ino, kind));
+        if !is_as_before || self.is_first {
+            self.engine.record_name(self.node.ino, &name, Some((position, ino, kind)));
+            self.is_news = true;
+        }
+        if before.is_none() {
+            self.next += 1;
+            if self.old.is_some() {
+                self.engine.changes.note_news(self.node.ino);
+            }
+        }
+        self.draft.add(position, ino, &name, kind)
+    }
+
+    /// The number of a name that was listed without attributes: it had one before, or gets one now.
+    fn number(&self, name: &OsStr, kind: EntryKind, before: Option<(u64, EntryKind)>) -> u64 {
+        let tree = &self.engine.tree;
+        if let Some(node) = tree.find(self.node.ino, name) {
+            return node.ino;
+        }
+        let before = before.filter(|(_, known)| *known == kind).map(|(ino, _)| ino);
+        let recorded = || {
+            let found = self.engine.destination.catalog().name(self.node.ino, name);
+            found.ok().flatten().filter(|found| found.kind == kind).map(|found| found.ino)
+        };
+        before.or_else(recorded).unwrap_or_else(|| tree.inos.next())
+    }
+
+    fn finish(self) -> Result<Arc<Listing>> {
+        let Self { engine, node, old, mut draft, next, is_first, mut is_news } = self;
+        // Somebody may have looked one up meanwhile.
+        for row in &mut draft.rows {
+            let start = index(row.start);
+            let name = OsStr::from_bytes(&draft.names[start..start + usize::from(row.len)]);
+            if let Some(node) = engine.tree.find(node.ino, name) {
+                row.ino = node.ino;
+            }
+        }
+        let now = engine.now_ms();
+        let listing = Arc::new(draft.finish(next, now, now));
+        let gone: Vec<OsString> = old
+            .iter()
+            .flat_map(|old| old.after(0))
+            .filter(|gone| listing.find(gone.name).is_none())
+            .map(|gone| gone.name.to_owned())
+            .collect();
+        node.directory()?.listing.store(Some(Arc::clone(&listing)));
+        engine.tree.listed.insert(node.ino, Arc::clone(&node));
+        is_news |= is_first || !gone.is_empty();
+        gone.iter().for_each(|name| engine.vanish(node.ino, name));
+        if is_news {
+            let said = Said::Complete { directory: node.ino, listing: Arc::downgrade(&listing) };
+            engine.recorder.say(said);
+        } else {
+            listing.set_recorded();
+        }
+        Ok(listing)
     }
 }

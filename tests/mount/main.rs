@@ -21,6 +21,7 @@ mod extremes;
 mod hang;
 mod http;
 mod mutations;
+mod offline;
 mod published;
 mod replaced;
 mod resume;

@@ -8,6 +8,7 @@ mod catalog;
 mod crash;
 mod faults;
 mod kill;
+mod million;
 mod open;
 mod publish;
 mod support;

@@ -206,12 +206,12 @@ fn decode_proof(byte: u8) -> Option<Option<ProofClass>> {
     })
 }
 
-fn encode_time(to: &mut Encoder, time: Timestamp) {
+pub(super) fn encode_time(to: &mut Encoder, time: Timestamp) {
     to.signed(time.seconds);
     to.number(u64::from(time.nanos));
 }
 
-fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
+pub(super) fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
     let seconds = from.signed()?;
     let nanos = u32::try_from(from.number()?).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Timestamp { seconds, nanos })
@@ -227,7 +227,7 @@ fn decode_placed(from: &mut Decoder<'_>) -> Option<Placed> {
     Some(Placed { inode: from.number()?, size: from.number()?, modified: decode_time(from)? })
 }
 
-fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
+pub(super) fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
     to.number(fingerprint.size);
     let (kind, text) = match &fingerprint.validator {
         Validator::Modified(time) => {
@@ -243,7 +243,7 @@ fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
     to.bytes(text.as_bytes());
 }
 
-fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
+pub(super) fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
     // No file system has more; sums of offsets then never overflow.
     let size = from.number().filter(|size| i64::try_from(*size).is_ok())?;
     let validator = match from.byte()? {
@@ -292,7 +292,7 @@ impl ErrorNote {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -310,7 +310,7 @@ mod tests {
         })
     }
 
-    fn fingerprint() -> impl Strategy<Value = Fingerprint> {
+    pub(in crate::store::catalog) fn fingerprint() -> impl Strategy<Value = Fingerprint> {
         let validator = prop_oneof![
             Just(Validator::SizeOnly),
             time().prop_map(Validator::Modified),

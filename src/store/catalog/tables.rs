@@ -20,6 +20,12 @@ pub(super) const INOS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("i
 pub(super) const BLOCKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blocks");
 /// paths of the entries that recovery looks at; few, however large the tree
 pub(super) const UNFINISHED: TableDefinition<'_, &[u8], ()> = TableDefinition::new("unfinished");
+/// (inode number of the directory, name) -> name; the root is the empty name in directory 0
+pub(super) const NAMES: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("names");
+/// inode number of a directory of which every name is recorded -> the next position to give
+pub(super) const LISTINGS: TableDefinition<'_, u64, u64> = TableDefinition::new("listings");
+/// inode numbers of directories that are gone, with names left in them
+pub(super) const ORPHANS: TableDefinition<'_, u64, ()> = TableDefinition::new("orphans");
 /// number -> note
 pub(super) const ERRORS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("errors");
 
