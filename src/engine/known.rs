@@ -107,7 +107,7 @@ impl Engine {
     }
 
     /// The bytes of a file with several names are recorded under one of them.
-    fn recall_links(&self, node: &Node) {
+    pub(super) fn recall_links(&self, node: &Node) {
         if identity_of(&node.attributes()).is_none() {
             return;
         }
@@ -257,8 +257,11 @@ impl Engine {
     }
 }
 
-/// Whether nothing of it is in memory that the catalog does not have. Who begins to use it later has to find it first.
+/// Whether nothing of it is in memory that the catalog does not have. A file with several names stays: the next of them has to find it. Who begins to use it later has to find it first.
 fn is_idle(node: &Node) -> bool {
+    if identity_of(&node.attributes()).is_some() {
+        return false;
+    }
     match &node.body {
         Body::Directory(directory) => directory.listing.load().is_none(),
         Body::File(file) => file.get().is_none_or(|file| {

@@ -3,7 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
-//! | [`node`], [`tree`], [`listing`] | inodes and versions; names and their freshness; directories |
+//! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
+//! | [`listing`], [`list`] | what a directory holds; asking the source for it |
 //! | [`changes`] | what becomes of them when the source changes |
 //! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
@@ -15,12 +16,14 @@
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
+pub mod ask;
 pub mod changes;
 pub mod compare;
 pub mod fetch;
 pub mod file;
 pub mod hydrate;
 pub mod known;
+pub mod list;
 pub mod listing;
 pub mod node;
 pub mod publish;

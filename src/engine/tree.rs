@@ -8,11 +8,10 @@ use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use crate::core::attributes::{Attributes, EntryKind, Fingerprint, Validator};
-use crate::core::flight::{BoardedOne, Flights};
+use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::flight::Flights;
 use crate::core::ids::Ids;
 use crate::core::path::RelPath;
-use crate::core::permits::Acquired;
 use crate::core::priority::Priority;
 use crate::core::table::Table;
 use crate::engine::known::LetGo;
@@ -39,8 +38,8 @@ pub struct Tree {
     /// Inodes that could not leave memory when the kernel forgot them.
     pub(super) leaving: Table<u64, ()>,
     pub(super) let_go: LetGo,
-    stats_under_way: Flights<Place>,
-    revalidations: Flights<u64>,
+    pub(super) stats_under_way: Flights<Place>,
+    pub(super) revalidations: Flights<u64>,
     pub(super) inos: Ids,
     /// The source let a revalidation wait past its grace; nobody waits for one until it answers again.
     slow: AtomicBool,
@@ -184,130 +183,6 @@ impl Engine {
             })
     }
 
-    /// Asks the source about a name and takes in the answer. Of those who ask at the same time one does the work.
-    pub(super) async fn ask(
-        self: &Arc<Self>,
-        directory: &Arc<Node>,
-        name: &OsStr,
-        priority: Priority,
-    ) -> Result<Arc<Node>> {
-        match self.tree.stats_under_way.board((directory.ino, name.to_owned())) {
-            BoardedOne::Join(signal) => {
-                signal.await;
-                if let Some(node) = self.known(directory.ino, name).filter(|node| !node.is_stale())
-                {
-                    return Ok(node);
-                }
-                // It failed for the one who led; our own answer may differ (a deadline, a cancellation).
-                let attributes = self.stat(directory, name, priority).await?;
-                self.observe(directory, name, &attributes)
-            }
-            BoardedOne::Lead(landing) => {
-                let asked = self.stat(directory, name, priority).await;
-                let result = match asked {
-                    Ok(attributes) => self.observe(directory, name, &attributes),
-                    Err(error) => {
-                        if error.kind() == Kind::NotFound {
-                            self.vanish(directory.ino, name);
-                        }
-                        Err(error)
-                    }
-                };
-                drop(landing);
-                result
-            }
-        }
-    }
-
-    async fn stat(&self, directory: &Node, name: &OsStr, priority: Priority) -> Result<Attributes> {
-        let path = directory.path().child(name)?;
-        if !self.lists_attributes() && self.is_listed_directory(directory, name) {
-            return Ok(made_up_directory());
-        }
-        let _permit = match self.stat_permits.acquire(priority) {
-            Acquired::Now(permit) => Some(permit),
-            Acquired::Queued(mut ticket) => {
-                ticket.signal().await;
-                ticket.permit()
-            }
-        };
-        self.source.stat(&path).await
-    }
-
-    /// Only what this life has seen listed: a directory that is a file by now is asked for.
-    fn is_listed_directory(&self, directory: &Node, name: &OsStr) -> bool {
-        let Ok(directory) = directory.directory() else { return false };
-        let listing = directory.listing.load();
-        let listing = listing.as_deref().filter(|listing| listing.is_confirmed());
-        let listed = listing.and_then(|listing| listing.find(name));
-        listed.is_some_and(|listed| listed.kind == EntryKind::Directory)
-    }
-
-    /// Waits a moment for the source to confirm or correct what is known of `node`; then it goes on in the background.
-    async fn revalidate(self: &Arc<Self>, directory: &Arc<Node>, node: &Arc<Node>, name: &OsStr) {
-        let signal = match self.tree.revalidations.board(node.ino) {
-            BoardedOne::Join(signal) => signal,
-            BoardedOne::Lead(landing) => {
-                let (engine, directory) = (Arc::clone(self), Arc::clone(directory));
-                let (node, name) = (Arc::clone(node), name.to_owned());
-                let BoardedOne::Join(signal) = self.tree.revalidations.board(node.ino) else {
-                    return;
-                };
-                self.runtime.spawn(async move {
-                    let asked = engine.stat(&directory, &name, Priority::Demand);
-                    let deadline = engine.settings.metadata_deadline();
-                    match tokio::time::timeout(deadline, asked).await {
-                        Ok(answer) => engine.take_in(&directory, &node, &name, answer),
-                        Err(_late) => node.touch(engine.now_ms()),
-                    }
-                    drop(landing);
-                });
-                signal
-            }
-        };
-        if self.tree.is_slow() && node.is_confirmed() {
-            return;
-        }
-        let patience = self.patience(node.is_confirmed());
-        if tokio::time::timeout(patience, signal).await.is_err() {
-            self.tree.set_slow(true);
-        }
-    }
-
-    /// How long news of something known is waited for. What no answer of this life confirms may be old: that is worth the deadline,
-    /// but not once for every name while the source is away.
-    pub(super) fn patience(&self, is_confirmed: bool) -> std::time::Duration {
-        if is_confirmed || self.tree.is_slow() {
-            self.settings.grace
-        } else {
-            self.settings.metadata_deadline().saturating_sub(self.settings.grace)
-        }
-    }
-
-    fn take_in(
-        self: &Arc<Self>,
-        directory: &Arc<Node>,
-        node: &Node,
-        name: &OsStr,
-        answer: Result<Attributes>,
-    ) {
-        match answer {
-            Ok(attributes) => {
-                self.tree.set_slow(false);
-                if let Err(error) = self.observe(directory, name, &attributes) {
-                    tracing::debug!(path = %node.path(), %error, "revalidation");
-                }
-            }
-            Err(error) if error.kind() == Kind::NotFound => {
-                self.tree.set_slow(false);
-                tracing::info!(path = %node.path(), "gone at the source; what is local is kept");
-                self.vanish(directory.ino, name);
-            }
-            // Unreachable is not deleted: what is known stays.
-            Err(_) => node.touch(self.now_ms()),
-        }
-    }
-
     /// Takes in what the source says that `name` is: the node that describes this version, new if it is one. May read the catalog.
     ///
     /// # Errors
@@ -375,11 +250,20 @@ impl Engine {
             return Ok(node);
         }
         let last = entry.as_ref().map_or(0, |entry| entry.ino);
-        let ino = recorded.map(|entry| entry.ino).or(reserved.filter(|ino| *ino > last));
+        let linked = identity_of(attributes).and_then(|identity| self.linked(identity, attributes));
+        let linked = linked.filter(|ino| recorded.is_none() && *ino > last);
+        match linked.and_then(|ino| self.tree.nodes.get(&ino)) {
+            Some(node) if node.is_same_version(attributes) => return Ok(node),
+            _ => {}
+        }
+        let linked = linked.filter(|ino| self.tree.nodes.get(ino).is_none());
+        let known = recorded.map(|entry| entry.ino).or(linked);
+        let ino = known.or(reserved.filter(|ino| *ino > last));
         let ino = ino.unwrap_or_else(|| self.tree.inos.next());
         let mut node = Node::new(ino, Some((directory, name)), attributes, self.now_ms());
-        if recorded.is_some() {
+        if known.is_some() {
             node = node.of_an_earlier_life();
+            self.recall_links(&node);
         }
         let node = Arc::new(node);
         let Some(identity) = identity_of(attributes) else { return Ok(node) };
@@ -389,6 +273,19 @@ impl Engine {
         }
         self.tree.links.insert(identity, Arc::clone(&node));
         Ok(node)
+    }
+
+    /// The number of a file that the catalog knows under another name, if that is the same version.
+    fn linked(&self, identity: (u64, u64), attributes: &Attributes) -> Option<u64> {
+        let found = self.destination.catalog().linked(identity);
+        let found = found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "names of a file unreadable");
+            None
+        })?;
+        let known = found.attributes?.unpack();
+        let is_same =
+            known.identity == Some(identity) && known.fingerprint == attributes.fingerprint;
+        is_same.then_some(found.ino)
     }
 
     /// Another name of a node may be seen next.
@@ -402,24 +299,4 @@ impl Engine {
 /// What names of one file have in common.
 pub(super) fn identity_of(attributes: &Attributes) -> Option<(u64, u64)> {
     attributes.identity.filter(|_| attributes.kind == EntryKind::File)
-}
-
-/// What a directory of a source without modes looks like.
-fn made_up_directory() -> Attributes {
-    Attributes {
-        kind: EntryKind::Directory,
-        size: 4096,
-        mode: None,
-        ownership: None,
-        modified: None,
-        accessed: None,
-        changed: None,
-        link_count: 2,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size: 4096, validator: Validator::SizeOnly },
-        is_settled: true,
-        checksum: None,
-    }
 }

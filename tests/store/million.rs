@@ -16,7 +16,9 @@ const EACH: u64 = 1000;
 fn record(ino: u64, position: u64, attributes: &Attributes) -> NameRecord {
     let kind = attributes.kind;
     let attributes = Some(Packed::new(attributes));
-    NameRecord { attributes, ..NameRecord::listed(ino, kind, position) }
+    // Known to have none, as after an `ls -l`.
+    let xattrs = Some(Vec::new());
+    NameRecord { attributes, xattrs, ..NameRecord::listed(ino, kind, position) }
 }
 
 fn attributes_of(ino: u64) -> Attributes {

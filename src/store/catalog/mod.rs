@@ -24,6 +24,7 @@
 //! | names | (inode number of the directory, name) | [`NameRecord`]; the root is the empty name in directory 0 |
 //! | listings | inode number of a directory of which every name is recorded | the next position to give |
 //! | orphans | inode number of a directory that is gone | nothing; its names are forgotten bit by bit |
+//! | links | identity at the source of a file with several names | one of these |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;
@@ -60,7 +61,7 @@ use super::root::{create_beneath, stat_entry, sync_directory};
 use ballast::Ballast;
 use database::{Commit, Database, Failure, Opener, corrupt};
 use tables::{
-    BLOCKS, ENTRIES, ERRORS, INOS, LISTINGS, META, NAMES, ORPHANS, Tables, UNFINISHED,
+    BLOCKS, ENTRIES, ERRORS, INOS, LINKS, LISTINGS, META, NAMES, ORPHANS, Tables, UNFINISHED,
     decode_entry, get_blocks, get_entry,
 };
 use trees::Trees;
@@ -163,6 +164,7 @@ impl Catalog {
                 transaction.open_table(NAMES)?;
                 transaction.open_table(LISTINGS)?;
                 transaction.open_table(ORPHANS)?;
+                transaction.open_table(LINKS)?;
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("schema", SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())

@@ -57,6 +57,12 @@ impl NameRecord {
         Self { ino, kind, position, is_first: true, attributes, target, xattrs }
     }
 
+    /// The identity at the source of a file with several names.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        let attributes = self.attributes.as_ref().filter(|_| self.kind == EntryKind::File)?;
+        attributes.unpack().identity
+    }
+
     /// Regular files and bytes that it stands for: those of a file with several names count once.
     pub(super) fn counts(&self) -> (u64, u64) {
         match &self.attributes {

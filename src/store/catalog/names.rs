@@ -14,7 +14,7 @@ use crate::error::Result;
 
 use super::database::{Commit, Failure, corrupt};
 use super::name::{ListedName, NameRecord, SourceShape, decode_listed};
-use super::tables::{LISTINGS, META, NAMES, ORPHANS};
+use super::tables::{LINKS, LISTINGS, META, NAMES, ORPHANS};
 use super::{Catalog, get_number};
 
 /// The root's name, in directory 0.
@@ -96,6 +96,18 @@ impl Catalog {
     /// As [`Catalog::name`].
     pub fn root(&self) -> Result<Option<NameRecord>> {
         self.name(ROOT_PLACE.0, OsStr::from_bytes(ROOT_PLACE.1))
+    }
+
+    /// What is recorded of one of the names of a file that has several, by its identity at the source.
+    ///
+    /// # Errors
+    /// As [`Catalog::name`].
+    pub fn linked(&self, identity: (u64, u64)) -> Result<Option<NameRecord>> {
+        self.database.read("read catalog", |transaction| {
+            let links = transaction.open_table(LINKS)?;
+            let Some(place) = links.get(identity)? else { return Ok(None) };
+            get_name(&transaction.open_table(NAMES)?, place.value())
+        })
     }
 
     /// The listing of a directory in order of position, and the next position to give; `None` if it was never listed to the end.
@@ -256,6 +268,7 @@ struct Names<'t> {
     names: Table<'t, (u64, &'static [u8]), &'static [u8]>,
     listings: Table<'t, u64, u64>,
     orphans: Table<'t, u64, ()>,
+    links: Table<'t, (u64, u64), (u64, &'static [u8])>,
     /// Change of the counts, with wrapping.
     files: u64,
     bytes: u64,
@@ -267,6 +280,7 @@ impl<'t> Names<'t> {
             names: transaction.open_table(NAMES)?,
             listings: transaction.open_table(LISTINGS)?,
             orphans: transaction.open_table(ORPHANS)?,
+            links: transaction.open_table(LINKS)?,
             files: 0,
             bytes: 0,
         })
@@ -274,11 +288,17 @@ impl<'t> Names<'t> {
 
     fn put(&mut self, key: (u64, &[u8]), record: &NameRecord) -> Result<(), Failure> {
         let old = get_name(&self.names, key)?;
-        let merged = merge(record, old.as_ref());
+        let mut merged = merge(record, old.as_ref());
+        merged.is_first &= !self.is_counted_elsewhere(key, &merged)?;
         if old.as_ref() == Some(&merged) {
             return Ok(());
         }
         self.names.insert(key, merged.encode().as_slice())?;
+        self.unlink(key, old.as_ref())?;
+        // The name that counts is the one that is found.
+        if let Some(identity) = merged.identity().filter(|_| merged.is_first) {
+            self.links.insert(identity, key)?;
+        }
         self.count(old.as_ref(), Some(&merged));
         self.orphan(old.as_ref(), Some(&merged))
     }
@@ -286,8 +306,33 @@ impl<'t> Names<'t> {
     fn remove(&mut self, key: (u64, &[u8])) -> Result<(), Failure> {
         let old = get_name(&self.names, key)?;
         self.names.remove(key)?;
+        self.unlink(key, old.as_ref())?;
         self.count(old.as_ref(), None);
         self.orphan(old.as_ref(), None)
+    }
+
+    /// Whether another name of the same file counts already.
+    fn is_counted_elsewhere(
+        &self,
+        key: (u64, &[u8]),
+        record: &NameRecord,
+    ) -> Result<bool, Failure> {
+        let Some(identity) = record.identity() else { return Ok(false) };
+        let Some(place) = self.links.get(identity)?.filter(|place| place.value() != key) else {
+            return Ok(false);
+        };
+        let other = get_name(&self.names, place.value())?;
+        Ok(other.is_some_and(|other| other.ino == record.ino && other.is_first))
+    }
+
+    /// The name no longer stands for the file that it was.
+    fn unlink(&mut self, key: (u64, &[u8]), old: Option<&NameRecord>) -> Result<(), Failure> {
+        let Some(identity) = old.and_then(NameRecord::identity) else { return Ok(()) };
+        let is_it = self.links.get(identity)?.is_some_and(|place| place.value() == key);
+        if is_it {
+            self.links.remove(identity)?;
+        }
+        Ok(())
     }
 
     fn complete(&mut self, directory: u64, next_position: u64) -> Result<(), Failure> {

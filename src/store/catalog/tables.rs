@@ -26,6 +26,9 @@ pub(super) const NAMES: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefiniti
 pub(super) const LISTINGS: TableDefinition<'_, u64, u64> = TableDefinition::new("listings");
 /// inode numbers of directories that are gone, with names left in them
 pub(super) const ORPHANS: TableDefinition<'_, u64, ()> = TableDefinition::new("orphans");
+/// identity at the source of a file with several names -> one of these
+pub(super) const LINKS: TableDefinition<'_, (u64, u64), (u64, &[u8])> =
+    TableDefinition::new("links");
 /// number -> note
 pub(super) const ERRORS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("errors");
 
