@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::core::path::RelPath;
-use crate::daemon::settings::{Existing, Fill, MountSettings, Refresh, SourceSpec};
+use crate::daemon::settings::{self, Existing, Fill, MountSettings, Refresh, SourceSpec};
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
 use crate::engine::settings::{EngineSettings, ExistingPolicy};
@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::Source;
 use crate::source::http::{HttpOptions, HttpSource};
 use crate::source::local::{LocalOptions, LocalSource};
-use crate::store::{Destination, DestinationOptions, RESERVED_NAMES};
+use crate::store::{Destination, DestinationOptions, Durability, RESERVED_NAMES};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::front::{FrontSettings, StatfsAnswer};
 use crate::vfs::mount::{self, UnmountMode, unmount_ours};
@@ -194,6 +194,10 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     let options = DestinationOptions {
         preserve_privileged: settings.publish.preserve_privileged,
         strict_metadata: settings.publish.strict_metadata,
+        durability: match settings.publish.durability {
+            settings::Durability::Normal => Durability::Normal,
+            settings::Durability::Paranoid => Durability::Paranoid,
+        },
         ..DestinationOptions::default()
     };
     let path = place.destination.clone();

@@ -108,7 +108,7 @@ impl Engine {
             }
             Err(error) => {
                 failures.fetch_add(1, Ordering::AcqRel);
-                self.stats.failed(path, &error);
+                self.stats.errors.failed(path, None, &error);
                 tracing::warn!(%path, kind = %error.kind(), %error, "not copied");
                 None
             }
@@ -161,7 +161,10 @@ impl Engine {
     }
 
     async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Listed) -> Result<()> {
-        for tries in 1.. {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.wait_for_room().await;
             let node = self.lookup(directory.ino, &entry.name).await?;
             let path = directory.path.child(&entry.name)?;
             if node.kind() != EntryKind::File {
@@ -169,6 +172,11 @@ impl Engine {
             }
             let file = node.file()?;
             match self.hydrate_file(file).await {
+                // No fault of the file.
+                Err(error) if error.kind() == Kind::NoSpace && error.is_of_destination() => {
+                    self.room.ran_out(&error);
+                    tries -= 1;
+                }
                 Ok(()) if file.path == path => return Ok(()),
                 Ok(()) => return self.publish_link(&file.path, path).await,
                 // It may have changed or failed on its way: the next look starts over.
@@ -181,7 +189,6 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     async fn hydrate_file(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
@@ -212,7 +219,7 @@ impl Engine {
             match self.recent_failure(file, whole) {
                 Some(error) if error.kind() == Kind::NoSpace => {
                     file.claims.forget_failures();
-                    self.room.ran_out();
+                    self.room.ran_out(&error);
                     continue;
                 }
                 Some(error) => return Err(error),

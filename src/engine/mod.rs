@@ -6,20 +6,25 @@
 //! | [`node`], [`tree`], [`listing`] | inodes and versions; names and their freshness; directories |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
-//! | [`publish`], [`adopt`], [`compare`] | finished files become plain files; files that lie in DIR already are compared and kept |
+//! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
+//! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
+//! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`hydrate`] | the whole tree in the background |
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
+mod chunk_hasher;
 pub mod compare;
+pub mod errors;
 pub mod fetch;
 pub mod file;
 pub mod hydrate;
 pub mod listing;
 pub mod node;
 pub mod publish;
+pub mod publisher;
 pub mod read;
 pub mod report;
 pub mod resume;
@@ -41,7 +46,7 @@ use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
-use crate::engine::publish::Publisher;
+use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
@@ -50,6 +55,7 @@ use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
 use crate::store::{Destination, Space};
+use crate::sync::AtomicU64;
 
 /// The inode number of the root, fixed by the FUSE protocol.
 pub const ROOT_INO: u64 = 1;
@@ -85,6 +91,8 @@ pub struct Engine {
     /// Files with blocks that no checkpoint has recorded.
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
+    /// Bytes that landed since the last checkpoint began. Relaxed: one more or less in this one is all the same.
+    pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
@@ -119,17 +127,19 @@ impl Engine {
         let stats = Arc::new(Stats::default());
         let connections = source.traits().connections;
         let (disk, name) = (Arc::clone(&destination), source.display_name().to_owned());
-        let numbers = on_disk("begin copy", move || resume::begin(&disk, &name)).await?;
-        let first_chunk = numbers.first_chunk;
+        let beginning = on_disk("begin copy", move || resume::begin(&disk, &name)).await?;
+        let first_chunk = beginning.first_chunk;
+        stats.errors.restore(beginning.errors);
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
-            tree: Tree::new(root, numbers.first_ino),
+            tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
             fetcher: Arc::new(fetcher),
-            publisher: Publisher::default(),
+            publisher: Publisher::start(Arc::clone(&destination), Arc::clone(&stats)),
             candidates: Candidates::default(),
             dirty: Table::default(),
             checkpointing: Flight::default(),
+            landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
@@ -175,7 +185,15 @@ impl Engine {
     /// What statvfs says.
     pub async fn look_at_space(&self) -> Result<Space> {
         let destination = Arc::clone(&self.destination);
-        let space = on_disk("look at free space", move || destination.space()).await?;
+        let is_refused = self.room.is_refused();
+        let look = move || {
+            let space = destination.space()?;
+            Ok((space, is_refused && destination.try_room()?))
+        };
+        let (space, is_accepted) = on_disk("look at free space", look).await?;
+        if is_accepted {
+            self.room.accepted();
+        }
         self.room.update(&space);
         Ok(space)
     }

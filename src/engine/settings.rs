@@ -39,8 +39,8 @@ pub struct EngineSettings {
     pub existing: ExistingPolicy,
     /// Files that are hydrated at once.
     pub hydrate_files: usize,
-    /// Files that are verified and published at once.
-    pub publish_files: usize,
+    /// A checkpoint begins when so many bytes have landed since the last, whoever else asks for one.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for EngineSettings {
@@ -55,7 +55,7 @@ impl Default for EngineSettings {
             reserve: None,
             existing: ExistingPolicy::Adopt,
             hydrate_files: 64,
-            publish_files: 4,
+            checkpoint_bytes: 256 << 20,
         }
     }
 }
