@@ -226,7 +226,11 @@ impl Engine {
                 None if self.room.is_short() => continue,
                 None => {}
             }
-            if let Some(mut waiter) = file.claims.wait_for(whole) {
+            let waiter = file.claims.wait_for(whole);
+            // Looked at once we are in the list: a chunk that ended before, or was taken back, wakes nobody.
+            if let Some(mut waiter) = waiter
+                && !file.claims.running().is_empty()
+            {
                 waiter.signal().await;
             }
         }

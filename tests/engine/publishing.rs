@@ -249,7 +249,8 @@ async fn bytes_that_contradict_the_sources_checksum_are_never_published() {
     for right in [Checksum::Sha256(vec![]), Checksum::Md5(vec![]), Checksum::Crc32c(vec![])] {
         let (source, directory) = (Many::default(), directory());
         let (said, is) = (sum(&right, b"what it says"), sum(&right, b"what it is"));
-        source.put("file", Scripted { checksum: Some(said.clone()), ..Scripted::new("what it is") });
+        source
+            .put("file", Scripted { checksum: Some(said.clone()), ..Scripted::new("what it is") });
         let engine = open(&source, directory.path()).await;
         assert_eq!(engine.hydrate().await.unwrap(), 1);
         assert!(!directory.path().join("file").exists());
