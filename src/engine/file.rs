@@ -42,8 +42,6 @@ pub struct LazyFile {
     pub hashes: BlockHashes,
     /// Times that its bytes were not those of the source's checksum. Relaxed: only who publishes it counts.
     pub(crate) rejections: AtomicU64,
-    /// Why it was not published, the last time.
-    pub(crate) verdict: ArcSwapOption<Error>,
     /// Handles open on it.
     pub open_handles: AtomicU64,
     /// What an earlier life recorded of it, until that is used.
@@ -81,7 +79,6 @@ impl LazyFile {
             phase: AtomicPhase::new(Phase::Absent),
             hashes: BlockHashes::default(),
             rejections: AtomicU64::new(0),
-            verdict: ArcSwapOption::empty(),
             open_handles: AtomicU64::new(0),
             record: ArcSwapOption::empty(),
             restoring: Flight::default(),

@@ -52,15 +52,12 @@ impl Engine {
                     }
                 }
                 phase => {
-                    let verdict = file.verdict.load_full().filter(|_| phase != Phase::Stale);
-                    return Err(verdict.map_or_else(
-                        || {
-                            Error::new(Kind::Io, "publish file")
-                                .at(file.path.as_path())
-                                .because(format!("it is {phase:?} now"))
-                        },
-                        |verdict| (*verdict).clone(),
-                    ));
+                    let verdict = self.publisher.verdicts.get(&file.ino);
+                    return Err(verdict.filter(|_| phase != Phase::Stale).unwrap_or_else(|| {
+                        Error::new(Kind::Io, "publish file")
+                            .at(file.path.as_path())
+                            .because(format!("it is {phase:?} now"))
+                    }));
                 }
             }
         }
@@ -76,7 +73,7 @@ impl Engine {
             Ok(proof) => self.note_published(&file, proof),
             Err(error) if error.kind() == Kind::Stale => self.found_stale(&file),
             Err(error) => {
-                file.verdict.store(Some(Arc::new(error.clone())));
+                self.publisher.verdicts.insert(file.ino, error.clone());
                 match self.is_worth_another_fetch(&file, &error) {
                     true => self.start_over(&file, &error),
                     false => self.give_up(&file, &error),

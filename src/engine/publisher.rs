@@ -58,6 +58,8 @@ struct Queued {
 #[derive(Debug)]
 pub struct Publisher {
     permits: Arc<Permits>,
+    /// Why a file was not published, the last time; by inode number.
+    pub(crate) verdicts: Table<u64, Error>,
     places: Arc<Places>,
     /// `None` if every file is synced by itself.
     groups: Option<mpsc::Sender<Queued>>,
@@ -83,7 +85,7 @@ impl Publisher {
             tokio::spawn(publish_groups(Arc::clone(&places), queue));
             sender
         });
-        Self { permits: Permits::new(AT_ONCE, 0), places, groups }
+        Self { permits: Permits::new(AT_ONCE, 0), verdicts: Table::default(), places, groups }
     }
 
     /// The right to read a file back and, if it is large, to publish it.

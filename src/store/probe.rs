@@ -8,7 +8,9 @@ use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, FileType, FsWord, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
+};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::{Error, Kind, Result};
@@ -304,10 +306,10 @@ fn keeps_acls(file: &OwnedFd) -> bool {
 
 /// File systems whose syncfs passes every failed write on, from Linux 5.8 on (syncfs(2), "VERSIONS"). Those that keep their files on
 /// another one, or on another machine, do not say what failed there. ext2 to ext4, xfs, btrfs, f2fs; tmpfs has no disk.
-const TELLING: [i64; 5] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x0102_1994];
+const TELLING: [FsWord; 5] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x0102_1994];
 
 fn syncs_groups(file: &OwnedFd) -> Result<bool, Errno> {
-    let kind = i64::try_from(rustix::fs::fstatfs(file)?.f_type).unwrap_or(0);
+    let kind = rustix::fs::fstatfs(file)?.f_type;
     let system = rustix::system::uname();
     let release = system.release().to_str().unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse().ok());

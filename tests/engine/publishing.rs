@@ -244,6 +244,19 @@ async fn a_member_that_cannot_be_published_leaves_the_others_in_peace() {
     assert_eq!(engine.stats().files_published(), 100);
 }
 
+// Whoever waits for chunks that ended, or were taken back, before he was in the list waits for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_change_whenever_they_are_read_fail_and_hold_nobody_up() {
+    let (source, directory) = (Many::default(), directory());
+    for number in 0..64 {
+        let file = Scripted { restless: true, ..Scripted::new(content(number)) };
+        source.put(&format!("f{number}"), file);
+    }
+    let engine = open(&source, directory.path()).await;
+    let hydrated = tokio::time::timeout(Duration::from_secs(120), engine.hydrate()).await;
+    assert_eq!(hydrated.expect("hydration hangs").unwrap(), 64);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_contradict_the_sources_checksum_are_never_published() {
     for right in [Checksum::Sha256(vec![]), Checksum::Md5(vec![]), Checksum::Crc32c(vec![])] {

@@ -18,6 +18,7 @@ mod hang;
 mod http;
 mod mutations;
 mod published;
+mod quota;
 mod replaced;
 mod resume;
 mod sparse;

@@ -267,7 +267,7 @@ fn traced(test: &str, inject: Option<&str>) -> (String, String) {
     let inner = child(test, &target, None);
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-e", "trace=fsync,syncfs,readlink"]).arg("-o").arg(&log);
-    inject.iter().for_each(|inject| drop(command.args(["-e", inject])));
+    command.args(inject.iter().flat_map(|inject| ["-e", inject]));
     command.arg(inner.get_program()).args(inner.get_args());
     let output = command.env(CHILD_DIRECTORY, &target).stderr(Stdio::piped()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
