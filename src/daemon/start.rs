@@ -204,7 +204,7 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     let destination = crate::engine::on_disk("open destination", move || {
         let destination = Destination::open(&path, options)?;
         let space = destination.space()?;
-        if space.free_bytes == 0 || space.free_inodes == 0 {
+        if space.is_used_up() {
             return Err(Error::new(Kind::NoSpace, "open destination")
                 .at(&path)
                 .because("its file system is full")

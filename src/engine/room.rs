@@ -30,7 +30,7 @@ impl Room {
     /// Takes in what the file system says.
     pub fn update(&self, space: &Space) {
         let reserve = self.reserve.unwrap_or_else(|| default_reserve(space.total_bytes));
-        let is_full = space.free_bytes < reserve.max(1) || space.free_inodes == 0;
+        let is_full = space.free_bytes < reserve || space.is_used_up();
         let short = is_full || self.is_refused();
         if self.short.swap(short, Ordering::Relaxed) != short {
             let free = space.free_bytes;
@@ -98,6 +98,16 @@ mod tests {
         room.accepted();
         room.update(&space(50 * GIB));
         assert!(!room.is_short());
+    }
+
+    // btrfs counts no inodes: it says 0 of 0.
+    #[test]
+    fn a_file_system_without_a_limit_of_inodes_has_room() {
+        let room = Room::new(None);
+        room.update(&Space { total_inodes: 0, free_inodes: 0, ..space(50 * GIB) });
+        assert!(!room.is_short());
+        room.update(&Space { free_inodes: 0, ..space(50 * GIB) });
+        assert!(room.is_short());
     }
 
     #[test]

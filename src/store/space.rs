@@ -26,6 +26,13 @@ pub struct Space {
     pub name_max: u64,
 }
 
+impl Space {
+    /// Whether nothing more can be made here, however small.
+    pub fn is_used_up(&self) -> bool {
+        self.free_bytes == 0 || (self.total_inodes > 0 && self.free_inodes == 0)
+    }
+}
+
 impl Destination {
     /// The room now. Quotas of users and groups are not in it: they show as `NoSpace` of a write, and [`Destination::try_room`] finds out
     /// when they are over.
