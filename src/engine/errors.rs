@@ -63,6 +63,7 @@ impl Errors {
 
     /// An entry could not be copied: counted once however often it fails, until [`Errors::succeeded`].
     pub fn failed(&self, path: &RelPath, ino: Option<u64>, error: &Error) {
+        let ino = ino.or_else(|| self.failed.get(path).flatten());
         self.failed.insert(path.clone(), ino);
         self.remember(path, error);
     }

@@ -106,9 +106,12 @@ impl Engine {
     fn give_up(&self, file: &LazyFile, error: &Error) {
         file.phase.advance(Phase::Failed);
         if error.kind() == Kind::NoSpace && error.is_of_destination() {
+            // No fault of the file: it is tried again when there is room.
             self.room.ran_out(error);
+            self.stats.errors.remember(&file.path, error);
+        } else {
+            self.stats.errors.failed(&file.path, Some(file.ino), error);
         }
-        self.stats.errors.failed(&file.path, Some(file.ino), error);
         tracing::warn!(path = %file.path, kind = %error.kind(), %error, "not published");
     }
 
