@@ -18,6 +18,7 @@ use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::engine::Engine;
 use lazycopy::engine::file::LazyFile;
+use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
@@ -195,7 +196,7 @@ async fn an_existing_file_that_goes_before_it_is_compared_is_copied_like_any_oth
     let engine = with_existing(directory.path(), &[b'x'; 100]).await;
     let existing = directory.path().join("file");
     std::fs::remove_file(&existing).unwrap();
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     assert_eq!(std::fs::read(&existing).unwrap(), [b'x'; 100]);
     assert_eq!(engine.stats().entries_failed(), 0);
 }
@@ -206,7 +207,7 @@ async fn an_existing_file_that_grows_before_it_is_compared_is_a_conflict() {
     let engine = with_existing(directory.path(), &[b'x'; 100]).await;
     let existing = directory.path().join("file");
     std::fs::write(&existing, [b'x'; 101]).unwrap();
-    assert_eq!(engine.hydrate().await.unwrap(), 1);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 1);
     assert_eq!(std::fs::read(&existing).unwrap().len(), 101);
 }
 

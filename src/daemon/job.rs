@@ -8,9 +8,11 @@ use tokio::task::AbortHandle;
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
-use crate::daemon::start::Place;
+use crate::daemon::start::{Place, write_marker};
 use crate::engine::Engine;
+use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
+use crate::error::Result;
 
 /// One copy of one source into one destination.
 #[derive(Debug)]
@@ -37,10 +39,11 @@ impl Job {
         });
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
+            let place = place.clone();
             async move {
                 match fill {
                     Fill::OnDemand => engine.adopt_candidates().await,
-                    Fill::Everything => job.copy_all(&engine).await,
+                    Fill::Everything => job.copy_all(&engine, &place).await,
                 }
             }
         });
@@ -48,20 +51,37 @@ impl Job {
         job
     }
 
-    async fn copy_all(&self, engine: &Arc<Engine>) {
-        let copied = engine.hydrate().await;
+    /// The whole tree, and then, as long as it is mounted, what comes later.
+    async fn copy_all(&self, engine: &Arc<Engine>, place: &Place) {
+        let mut hydration = Hydration::new(engine);
+        let mut copied = hydration.copy_tree().await;
+        loop {
+            if !engine.has_news() {
+                self.end(engine, copied).await;
+                engine.news().await;
+            }
+            self.phase.store(Arc::new(JobPhase::Hydrating));
+            if let Err(error) = write_marker(&engine.destination, place).await {
+                tracing::warn!(%error, "the copy is not marked as incomplete");
+            }
+            copied = hydration.copy_news().await;
+        }
+    }
+
+    async fn end(&self, engine: &Arc<Engine>, copied: Result<u64>) {
         let finished = match copied {
-            Ok(0) => engine.finish_root().await.map(|()| 0),
+            Ok(0) if engine.stats().entries_failed() == 0 => engine.finish_root().await.map(|()| 0),
             other => other,
         };
+        let failed = engine.stats().entries_failed();
         match finished {
-            Ok(0) => {
+            Ok(0) if failed == 0 => {
                 self.phase.store(Arc::new(JobPhase::Complete));
                 tracing::info!(files = engine.stats().files_published(), "complete");
             }
-            Ok(failed) => {
+            Ok(now) => {
                 self.phase.store(Arc::new(JobPhase::Failed));
-                tracing::warn!(failed, "ended; not everything could be copied");
+                tracing::warn!(failed = failed.max(now), "ended; not everything could be copied");
             }
             Err(error) => {
                 self.phase.store(Arc::new(JobPhase::Failed));

@@ -142,6 +142,8 @@ impl Reporter {
             partial: tally.files_partial,
             failed: stats.entries_failed(),
             changed: stats.files_changed.get(),
+            deleted: stats.files_deleted.get(),
+            vanished: stats.entries_vanished.get(),
             warnings: stats.metadata_lost.get() + stats.names_refused.get(),
         }
     }

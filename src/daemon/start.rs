@@ -11,7 +11,7 @@ use crate::core::path::RelPath;
 use crate::daemon::settings::{self, Existing, Fill, MountSettings, Refresh, SourceSpec};
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
-use crate::engine::settings::{EngineSettings, ExistingPolicy};
+use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
 use crate::source::http::{HttpOptions, HttpSource};
@@ -219,7 +219,7 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     Ok(Arc::new(destination))
 }
 
-async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
     let go_on = format!(
         "lazycopy mount --hydrate --dest {} {} {}",
         quoted(&place.destination),
@@ -254,6 +254,10 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             Existing::AdoptFast => ExistingPolicy::AdoptFast,
             Existing::Overwrite => ExistingPolicy::Overwrite,
             Existing::Fail => ExistingPolicy::Fail,
+        },
+        on_change: match settings.tree.on_change {
+            settings::OnChange::Follow => OnChange::Follow,
+            settings::OnChange::Fail => OnChange::Fail,
         },
         ..EngineSettings::default()
     }

@@ -1,5 +1,6 @@
-//! The whole tree in the background, in listing order.
+//! The whole tree in the background, in listing order, and then what comes later.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::ByteRange;
+use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
 use crate::engine::listing::Listed;
 use crate::engine::node::Node;
@@ -30,6 +32,15 @@ fn may_go_better(error: &Error) -> bool {
     error.is_transient() || matches!(error.kind(), Kind::Stale | Kind::Corrupt | Kind::Io)
 }
 
+/// The copy of the whole tree, and of what comes later.
+#[derive(Debug)]
+pub struct Hydration {
+    engine: Arc<Engine>,
+    /// Directories that were copied or are under way: what comes later in them is told by [`Changes`](super::changes::Changes).
+    begun: HashSet<u64>,
+    failures: Arc<AtomicU64>,
+}
+
 /// One directory while its content is copied. It gets its own metadata when the last entry in it is there.
 #[derive(Debug)]
 struct DirectoryJob {
@@ -39,57 +50,95 @@ struct DirectoryJob {
     open: AtomicU64,
 }
 
-impl Engine {
+impl DirectoryJob {
+    fn new(node: Arc<Node>, parent: Option<Arc<DirectoryJob>>) -> Arc<Self> {
+        Arc::new(Self { node, parent, open: AtomicU64::new(1) })
+    }
+}
+
+impl Hydration {
+    /// Nothing is copied yet.
+    pub fn new(engine: &Arc<Engine>) -> Self {
+        let failures = Arc::new(AtomicU64::new(0));
+        Self { engine: Arc::clone(engine), begun: HashSet::new(), failures }
+    }
+
     /// Copies everything. Returns the number of entries that could not be copied; each is in status and log.
     ///
     /// # Errors
     /// `Stale` if there is no root.
-    pub async fn hydrate(self: &Arc<Self>) -> Result<u64> {
-        let failures = Arc::new(AtomicU64::new(0));
-        let root = self.node(ROOT_INO)?;
-        let mut stack =
-            vec![Arc::new(DirectoryJob { node: root, parent: None, open: AtomicU64::new(1) })];
-        let mut tasks = JoinSet::new();
-        while let Some(job) = stack.pop() {
-            let mut directories = Vec::new();
-            let scanned = self.scan(&job).await;
-            for entry in self.note(&job.node.path, scanned, &failures).unwrap_or_default() {
-                job.open.fetch_add(1, Ordering::AcqRel);
-                if entry.kind == EntryKind::Directory {
-                    directories.push(entry);
-                    continue;
-                }
-                while tasks.len() >= self.settings.hydrate_files {
-                    tasks.join_next().await;
-                }
-                let (engine, job) = (Arc::clone(self), Arc::clone(&job));
-                let failures = Arc::clone(&failures);
-                tasks.spawn(async move {
-                    let copied = engine.hydrate_entry(&job.node, &entry).await;
-                    let path = job.node.path.child(&entry.name).unwrap_or(job.node.path.clone());
-                    engine.note(&path, copied, &failures);
-                    engine.close(job, &failures).await;
-                });
-            }
-            for entry in directories.into_iter().rev() {
-                let found = self.lookup(job.node.ino, &entry.name).await;
-                let path = job.node.path.child(&entry.name)?;
-                match self.note(&path, found, &failures) {
-                    Some(node) => stack.push(Arc::new(DirectoryJob {
-                        node,
-                        parent: Some(Arc::clone(&job)),
-                        open: AtomicU64::new(1),
-                    })),
-                    None => self.close(Arc::clone(&job), &failures).await,
-                }
-            }
-            self.close(job, &failures).await;
-        }
-        self.stats.scan_done.increment();
-        while tasks.join_next().await.is_some() {}
-        Ok(failures.load(Ordering::Acquire))
+    pub async fn copy_tree(&mut self) -> Result<u64> {
+        self.engine.changes.follow();
+        self.copy(vec![self.engine.node(ROOT_INO)?]).await
     }
 
+    /// Copies what is new in directories that were copied before. As [`Hydration::copy_tree`].
+    ///
+    /// # Errors
+    /// A name that cannot be used.
+    pub async fn copy_news(&mut self) -> Result<u64> {
+        let directories = self.engine.changes.take_directories();
+        let known = |ino: &u64| self.engine.node(*ino).ok();
+        self.copy(directories.iter().filter_map(known).collect()).await
+    }
+
+    async fn copy(&mut self, directories: Vec<Arc<Node>>) -> Result<u64> {
+        self.failures.store(0, Ordering::Release);
+        let engine = Arc::clone(&self.engine);
+        let mut stack: Vec<_> =
+            directories.into_iter().map(|node| DirectoryJob::new(node, None)).collect();
+        let mut tasks = JoinSet::new();
+        while let Some(job) = stack.pop() {
+            self.begun.insert(job.node.ino);
+            let mut below = Vec::new();
+            let scanned = engine.scan(&job).await;
+            for entry in engine.note(&job.node.path, scanned, &self.failures).unwrap_or_default() {
+                job.open.fetch_add(1, Ordering::AcqRel);
+                if entry.kind == EntryKind::Directory {
+                    below.push(entry);
+                    continue;
+                }
+                while tasks.len() >= engine.settings.hydrate_files {
+                    tasks.join_next().await;
+                }
+                tasks.spawn(copy_entry(
+                    Arc::clone(&engine),
+                    Arc::clone(&job),
+                    entry,
+                    Arc::clone(&self.failures),
+                ));
+            }
+            for entry in below.into_iter().rev() {
+                let found = engine.lookup(job.node.ino, &entry.name).await;
+                let path = job.node.path.child(&entry.name)?;
+                match engine.note(&path, found, &self.failures) {
+                    Some(node) if !self.begun.contains(&node.ino) => {
+                        stack.push(DirectoryJob::new(node, Some(Arc::clone(&job))));
+                    }
+                    _ => engine.close(Arc::clone(&job), &self.failures).await,
+                }
+            }
+            engine.close(job, &self.failures).await;
+        }
+        engine.stats.scan_done.increment();
+        while tasks.join_next().await.is_some() {}
+        Ok(self.failures.load(Ordering::Acquire))
+    }
+}
+
+async fn copy_entry(
+    engine: Arc<Engine>,
+    job: Arc<DirectoryJob>,
+    entry: Listed,
+    failures: Arc<AtomicU64>,
+) {
+    let copied = engine.hydrate_entry(&job.node, &entry).await;
+    let path = job.node.path.child(&entry.name).unwrap_or(job.node.path.clone());
+    engine.note(&path, copied, &failures);
+    engine.close(job, &failures).await;
+}
+
+impl Engine {
     async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Listed>> {
         let listing = self.list(job.node.ino).await?;
         let (destination, path) = (Arc::clone(&self.destination), job.node.path.clone());
@@ -101,8 +150,12 @@ impl Engine {
 
     fn note<T>(&self, path: &RelPath, result: Result<T>, failures: &AtomicU64) -> Option<T> {
         match result {
-            Ok(value) => Some(value),
+            Ok(value) => {
+                self.stats.errors.succeeded(path);
+                Some(value)
+            }
             Err(error) if error.kind() == Kind::NotFound => {
+                self.stats.entries_vanished.increment();
                 tracing::info!(%path, "vanished at the source");
                 None
             }
@@ -118,9 +171,12 @@ impl Engine {
     /// One entry of the directory is done; after the last one the directory gets its own metadata, and so on upwards.
     async fn close(self: &Arc<Self>, mut job: Arc<DirectoryJob>, failures: &AtomicU64) {
         while job.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The root is finished last, by itself.
+            if job.node.ino != ROOT_INO {
+                let finished = self.finish_directory(&job.node).await;
+                self.note(&job.node.path, finished, failures);
+            }
             let Some(parent) = job.parent.clone() else { return };
-            let finished = self.finish_directory(&job.node).await;
-            self.note(&job.node.path, finished, failures);
             job = parent;
         }
     }
@@ -164,9 +220,11 @@ impl Engine {
         let mut tries = 0;
         loop {
             tries += 1;
-            self.wait_for_room().await;
             let node = self.lookup(directory.ino, &entry.name).await?;
             let path = directory.path.child(&entry.name)?;
+            if self.changes.is_refused(node.ino) {
+                return Err(changed(&path));
+            }
             if node.kind() != EntryKind::File {
                 return self.publish_special(&node, path).await;
             }
@@ -175,6 +233,7 @@ impl Engine {
                 // No fault of the file.
                 Err(error) if error.kind() == Kind::NoSpace && error.is_of_destination() => {
                     self.room.ran_out(&error);
+                    self.wait_for_room().await;
                     tries -= 1;
                 }
                 Ok(()) if file.path == path => return Ok(()),

@@ -153,6 +153,9 @@ impl Engine {
                 }
                 let position =
                     old.as_ref().and_then(|old| old.find(&entry.name)).map(|e| e.position);
+                if old.is_some() && position.is_none() {
+                    self.changes.note_news(node.ino);
+                }
                 let position = position.unwrap_or_else(|| {
                     next += 1;
                     next - 1

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
 //! | [`node`], [`tree`], [`listing`] | inodes and versions; names and their freshness; directories |
+//! | [`changes`] | what becomes of them when the source changes |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
@@ -15,6 +16,7 @@
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
+pub mod changes;
 mod chunk_hasher;
 pub mod compare;
 pub mod errors;
@@ -44,6 +46,7 @@ use crate::core::in_flight::InFlight;
 use crate::core::permits::Permits;
 use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
+use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::publisher::Publisher;
@@ -88,6 +91,7 @@ pub struct Engine {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) publisher: Publisher,
     pub(crate) candidates: Candidates,
+    pub(crate) changes: Changes,
     /// Files with blocks that no checkpoint has recorded.
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
@@ -137,6 +141,7 @@ impl Engine {
             fetcher: Arc::new(fetcher),
             publisher: Publisher::start(Arc::clone(&destination), Arc::clone(&stats)),
             candidates: Candidates::default(),
+            changes: Changes::default(),
             dirty: Table::default(),
             checkpointing: Flight::default(),
             landed: AtomicU64::new(0),

@@ -28,6 +28,8 @@ pub struct Node {
     attributes: ArcSwap<Attributes>,
     /// When the attributes were last known to be right, in ms since the engine's start. Relaxed: a hint.
     checked_ms: AtomicU64,
+    /// Names that mean it. AcqRel: who takes the last sees what the others did.
+    names: AtomicU64,
     /// Asking the source whether it is still the same.
     pub(crate) revalidating: Flight,
     pub(crate) link_target: ArcSwapOption<OsString>,
@@ -92,10 +94,21 @@ impl Node {
             body,
             attributes: ArcSwap::from_pointee(attributes),
             checked_ms: AtomicU64::new(now_ms),
+            names: AtomicU64::new(0),
             revalidating: Flight::default(),
             link_target: ArcSwapOption::empty(),
             xattrs: ArcSwapOption::empty(),
         }
+    }
+
+    /// One more name means it.
+    pub(super) fn gain_name(&self) {
+        self.names.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// One name less means it; whether that was the last.
+    pub(super) fn lose_name(&self) -> bool {
+        self.names.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// The attributes as last seen.

@@ -86,7 +86,10 @@ impl Engine {
     pub(crate) fn note_published(&self, file: &LazyFile, proof: ProofClass) {
         if file.phase.advance(Phase::Published) {
             self.stats.count_proof(proof);
-            self.stats.errors.succeeded(&file.path);
+            self.publisher.verdicts.remove(&file.ino);
+            if !self.changes.is_refused(file.ino) {
+                self.stats.errors.succeeded(&file.path);
+            }
             tracing::debug!(path = %file.path, ino = file.ino, size = file.size(), ?proof, "published");
         }
         file.hashes.clear();

@@ -1,5 +1,6 @@
 //! What goes on, as plain values: for status, the progress bar and the log.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::core::claims::Chunk;
@@ -52,9 +53,11 @@ impl Engine {
             is_scanned: self.stats.scan_done.get() > 0,
             ..Tally::default()
         };
+        let gone: HashSet<u64> = self.changes.gone().iter().map(|node| node.ino).collect();
         for node in self.tree.nodes() {
             let Body::File(file) = &node.body else { continue };
-            if file.is_stale() {
+            let is_published = file.phase.get() == Phase::Published;
+            if file.is_stale() || !is_published && gone.contains(&node.ino) {
                 continue;
             }
             tally.bytes_local += file.claims.local_bytes();

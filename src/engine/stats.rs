@@ -48,6 +48,10 @@ pub struct Stats {
     pub groups_published: Counter,
     /// Files that changed at the source.
     pub files_changed: Counter,
+    /// Published files that were deleted at the source; the copy is kept.
+    pub files_deleted: Counter,
+    /// Entries that were listed and gone when they were to be copied.
+    pub entries_vanished: Counter,
     /// Pieces of metadata that the destination cannot hold.
     pub metadata_lost: Counter,
     /// Not 0 once every directory was listed.

@@ -14,7 +14,7 @@ use crate::core::permits::Acquired;
 use crate::core::priority::Priority;
 use crate::core::table::Table;
 use crate::engine::node::{Body, Node};
-use crate::engine::{Engine, Notice, ROOT_INO};
+use crate::engine::{Engine, ROOT_INO};
 use crate::error::{Error, Kind, Result};
 use crate::store::RESERVED_NAMES;
 use crate::sync::{AtomicBool, Ordering};
@@ -64,6 +64,19 @@ impl Tree {
 
     fn name(&self, place: &Place) -> Option<Arc<Name>> {
         self.names.get(place)
+    }
+
+    /// A name means nothing any more; what it meant.
+    pub(super) fn forget_name(&self, place: &Place) -> Option<Arc<Node>> {
+        self.names.remove(place)?.node.clone()
+    }
+
+    /// A name means what it meant before, unless it means something else by now.
+    pub(super) fn remember_name(&self, place: &Place, node: Arc<Node>) {
+        let name = Arc::new(Name { ino: node.ino, node: Some(Arc::clone(&node)) });
+        if self.names.compare_exchange(place.clone(), None, name).is_ok() {
+            node.gain_name();
+        }
     }
 
     /// The inode number of `place`, given now if it had none.
@@ -280,6 +293,7 @@ impl Engine {
         attributes: Attributes,
     ) -> Result<Arc<Node>> {
         let place = (directory.ino, name.to_owned());
+        self.come_back(&place);
         let mut known = self.tree.name(&place);
         loop {
             let old = known.as_ref().and_then(|known| known.node.clone());
@@ -289,16 +303,24 @@ impl Engine {
                 node.refresh(attributes, self.now_ms());
                 return Ok(Arc::clone(node));
             }
+            if let Some(node) = &old
+                && self.refuses(node, &attributes)
+            {
+                node.touch(self.now_ms());
+                return Ok(Arc::clone(node));
+            }
             let reserved =
                 known.as_ref().filter(|known| known.node.is_none()).map(|known| known.ino);
             let (node, is_new) = self.version(directory, name, &attributes, reserved)?;
             let new = Arc::new(Name { ino: node.ino, node: Some(Arc::clone(&node)) });
             match self.tree.names.compare_exchange(place.clone(), known.as_ref(), new) {
                 Ok(()) => {
+                    node.gain_name();
                     self.tree.nodes.insert(node.ino, Arc::clone(&node));
-                    if is_new && attributes.kind == EntryKind::File {
-                        self.stats.files_known.increment();
-                        self.stats.bytes_known.add(attributes.size);
+                    if let Body::File(file) = &node.body
+                        && is_new
+                    {
+                        self.count(file);
                     }
                     if let Some(old) = old {
                         self.supersede(&old, directory.ino, name);
@@ -337,39 +359,6 @@ impl Engine {
         }
         self.tree.links.insert(identity, Arc::clone(&node));
         Ok((node, true))
-    }
-
-    /// `old` is no longer what its name means: its handles get ESTALE for what is not local.
-    fn supersede(&self, old: &Node, parent: u64, name: &OsStr) {
-        if let Body::File(file) = &old.body {
-            self.stats.files_known.sub(1);
-            self.stats.bytes_known.sub(file.size());
-            if self.retire(file) {
-                self.stats.files_changed.increment();
-                tracing::info!(path = %old.path, ino = old.ino, "changed at the source");
-            }
-        }
-        self.tell(Notice::EntryChanged { parent, name: name.to_owned() });
-    }
-
-    pub(super) fn vanish(&self, parent: u64, name: &OsStr) {
-        let gone = self.tree.names.remove(&(parent, name.to_owned()));
-        if gone.is_some_and(|gone| gone.node.is_some()) {
-            self.tell(Notice::EntryChanged { parent, name: name.to_owned() });
-        }
-    }
-
-    /// The source answered that `file` has another version now: the next lookup finds it.
-    pub(crate) fn found_stale(&self, file: &crate::engine::file::LazyFile) {
-        if !self.retire(file) {
-            return;
-        }
-        self.stats.files_changed.increment();
-        tracing::info!(path = %file.path, ino = file.ino, "changed at the source");
-        if let Ok(node) = self.node(file.ino) {
-            let name = node.path.name().to_owned();
-            self.tell(Notice::EntryChanged { parent: node.parent, name });
-        }
     }
 }
 

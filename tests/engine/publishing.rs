@@ -14,6 +14,7 @@ use lazycopy::core::attributes::{Attributes, Checksum, EntryKind, Fingerprint, V
 use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::engine::Engine;
+use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
@@ -210,7 +211,7 @@ fn small_files(count: u64) -> Many {
 async fn small_files_that_are_ready_together_share_their_syncs() {
     let (source, directory) = (small_files(400), directory());
     let engine = open(&source, directory.path()).await;
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     for number in 0..400 {
         let bytes = std::fs::read(directory.path().join(format!("f{number}"))).unwrap();
         assert_eq!(bytes, content(number));
@@ -230,7 +231,7 @@ async fn a_member_that_cannot_be_published_leaves_the_others_in_peace() {
     let engine = open(&source, directory.path()).await;
     // Nobody looked for it before the start.
     std::fs::write(directory.path().join("taken"), "theirs").unwrap();
-    assert_eq!(engine.hydrate().await.unwrap(), 3);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 3);
     for number in 0..100 {
         let bytes = std::fs::read(directory.path().join(format!("f{number}"))).unwrap();
         assert_eq!(bytes, content(number));
@@ -253,7 +254,8 @@ async fn files_that_change_whenever_they_are_read_fail_and_hold_nobody_up() {
         source.put(&format!("f{number}"), file);
     }
     let engine = open(&source, directory.path()).await;
-    let hydrated = tokio::time::timeout(Duration::from_secs(120), engine.hydrate()).await;
+    let hydrated =
+        tokio::time::timeout(Duration::from_secs(120), Hydration::new(&engine).copy_tree()).await;
     assert_eq!(hydrated.expect("hydration hangs").unwrap(), 64);
 }
 
@@ -265,7 +267,7 @@ async fn bytes_that_contradict_the_sources_checksum_are_never_published() {
         source
             .put("file", Scripted { checksum: Some(said.clone()), ..Scripted::new("what it is") });
         let engine = open(&source, directory.path()).await;
-        assert_eq!(engine.hydrate().await.unwrap(), 1);
+        assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 1);
         assert!(!directory.path().join("file").exists());
         let errors = engine.stats().errors.recent();
         let names_both = |message: &str| {
@@ -288,14 +290,14 @@ async fn bytes_that_fit_the_sources_checksum_are_counted_as_such() {
     source.put("large", Scripted::new(vec![3; 3 << 20]).summed(&kinds[0]));
     source.put("plain", Scripted::new("plain"));
     let engine = open(&source, directory.path()).await;
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     assert_eq!(engine.stats().proof_source_checksum.get(), 4);
     assert_eq!(engine.stats().proof_transfer.get(), 1);
     engine.save().await;
     drop(engine);
     // Over a restart too.
     let engine = open(&source, directory.path()).await;
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     assert_eq!(engine.stats().proof_source_checksum.get(), 4);
 }
 
@@ -308,7 +310,7 @@ async fn an_existing_file_that_fits_the_sources_checksum_costs_no_byte_of_the_so
     std::fs::write(directory.path().join("other"), "OTHER").unwrap();
     let engine = open(&source, directory.path()).await;
     engine.check_existing().await.unwrap();
-    assert_eq!(engine.hydrate().await.unwrap(), 1, "one is a conflict");
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 1, "one is a conflict");
     assert_eq!(engine.stats().proof_source_checksum.get(), 1);
     assert_eq!(source.bytes_sent.load(Ordering::Relaxed), 5, "only what differs was compared");
     assert_eq!(std::fs::read(directory.path().join("other")).unwrap(), b"OTHER");
@@ -350,7 +352,7 @@ async fn an_error_is_shown_in_later_lives_until_its_file_is_copied() {
     let wrong = Some(Checksum::Md5(vec![7; 16]));
     source.put("bad", Scripted { checksum: wrong, ..Scripted::new("bad") });
     let engine = open(&source, directory.path()).await;
-    assert_eq!(engine.hydrate().await.unwrap(), 1);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 1);
     let first = engine.stats().errors.recent();
     assert!(!first.is_empty() && first.iter().all(|note| note.path == path("bad")));
     engine.save().await;
@@ -363,7 +365,7 @@ async fn an_error_is_shown_in_later_lives_until_its_file_is_copied() {
     };
     assert_eq!(of(&later), of(&first));
     source.put("bad", Scripted { version: 2, ..Scripted::new("good now") });
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     assert!(engine.stats().errors.recent().is_empty());
     engine.save().await;
     drop(engine);
@@ -376,7 +378,7 @@ async fn a_paranoid_copy_syncs_each_file_by_itself_and_says_so_later() {
     let (source, directory) = (small_files(40), directory());
     let options = DestinationOptions { durability: Durability::Paranoid, ..Default::default() };
     let engine = open_with(&source, directory.path(), options, settings()).await;
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     assert_eq!(engine.stats().groups_published.get(), 0);
     assert_eq!(engine.stats().files_published(), 40);
     drop(engine);

@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/cut_disk.rs"]
+mod cut_disk;
 #[path = "../common/origin.rs"]
 mod origin;
 
@@ -12,6 +14,8 @@ mod mapping;
 mod tree;
 
 mod bad_input;
+mod changes;
+mod crash;
 mod exact;
 mod extremes;
 mod hang;
@@ -21,6 +25,7 @@ mod published;
 mod quota;
 mod replaced;
 mod resume;
+mod space;
 mod sparse;
 mod status;
 mod stress;
