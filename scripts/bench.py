@@ -35,6 +35,7 @@ SHAPES = {
     "sequential": "cold sequential: the whole big file, 1 MiB reads",
     "parallel": "4 parallel readers: 4 files at once, 1 MiB reads",
     "reopen": "mount of a destination whose catalog knows 1 000 000 files, after kill -9 (local source)",
+    "small": "small files: 20 000 of 4 KiB from a local directory, until every one is durable, beside cp -a and sync",
     "published": "published file through the mount beside the native file, both warm (fio, psync, one job)",
 }
 
@@ -88,9 +89,12 @@ class Ours(Mount):
 
     def __init__(self, bench):
         super().__init__(bench, "ours")
+        self.source = bench.url
+        self.started = None
 
     def start(self):
-        command = [self.bench.lazycopy, "mount", self.bench.url, self.path, "--dest", self.store, *self.options]
+        self.started = time.perf_counter()
+        command = [self.bench.lazycopy, "mount", self.source, self.path, "--dest", self.store, *self.options]
         run(command, "lazycopy mount")
 
     def stop(self):
@@ -479,6 +483,48 @@ class Bench:
             ("ours", "ours", lambda: self.read_mount(Ours, self.parts), "kept in the destination"),
         ])
 
+    # -- small files
+
+    def small_tree(self):
+        """Makes the source once: 20 directories of 1000 files."""
+        tree = os.path.join(self.work, "small")
+        if not os.path.isdir(tree):
+            for directory in range(20):
+                os.makedirs(os.path.join(tree, f"d{directory}"))
+                for file in range(100 if self.quick else 1000):
+                    with open(os.path.join(tree, f"d{directory}", f"f{file}"), "wb") as target:
+                        target.write(self.random.randbytes(SMALL))
+        # ext4 leaves the inodes of files that were just removed alone for a while and looks at each of them (recently_deleted in
+        # fs/ext4/ialloc.c): whoever is measured after a removal pays for it.
+        os.sync()
+        time.sleep(0 if self.quick else 6)
+        return tree
+
+    def shape_small(self):
+        def copied():
+            tree, target = self.small_tree(), os.path.join(self.work, "small-copy")
+            started = time.perf_counter()
+            run(["cp", "-a", tree, target], "cp")
+            run(["sync", "-f", target], "sync")
+            elapsed = time.perf_counter() - started
+            shutil.rmtree(target)
+            return elapsed
+
+        def published():
+            tree, mount = self.small_tree(), OursHydrated(self)
+            mount.source = tree
+            with mount:
+                marker = os.path.join(mount.store, "LAZYCOPY-INCOMPLETE.txt")
+                wait_until(lambda: not os.path.exists(marker), "hydration", DEADLINE_S)
+                return time.perf_counter() - mount.started
+
+        actions = [("cp -a + sync", copied)]
+        if "ours" in self.tools:
+            actions.append(("ours", published))
+        for name, action in actions:
+            if values := self.repeat("small", name, action):
+                self.add("small", name, "time", "s", values)
+
     # -- published
 
     def fio(self, path, pattern):
@@ -542,6 +588,8 @@ def baseline(bench, row):
     """What a row is compared with: (name, ratio), or None."""
     if row["shape"] == "published":
         base, name = bench.median("published", "native", row["metric"]), "native"
+    elif row["shape"] == "small":
+        base, name = bench.median("small", "cp -a + sync", "time"), "cp -a + sync"
     elif row["unit"] == "MB/s":
         base, name = bench.median(row["shape"], "16 curls", "rate"), "16 curls"
     elif row["unit"] == "ms" and row["shape"] != "reopen":
@@ -615,7 +663,7 @@ def main():
     started = time.monotonic()
     for shape in SHAPES:
         # One request is the unit of the others.
-        if not options.only or shape in options.only or (shape == "request" and "published" not in options.only):
+        if not options.only or shape in options.only or (shape == "request" and not {"published", "small"} & set(options.only)):
             getattr(bench, f"shape_{shape}")()
     print_table(bench)
 

@@ -1,6 +1,9 @@
 //! Laws of the engine, on a source that the test writes and a real directory: no FUSE.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "engine/publishing.rs"]
+mod publishing;
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;

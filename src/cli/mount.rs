@@ -18,8 +18,8 @@ use crate::cli::{complain, finish, mount_options, say};
 use crate::daemon;
 use crate::daemon::readiness::{Readiness, StatusSource};
 use crate::daemon::settings::{
-    Existing, Fill, MountSettings, OnChange, PublishSettings, ReadSettings, Refresh, SourceSpec,
-    TreeSettings,
+    Durability, Existing, Fill, MountSettings, OnChange, PublishSettings, ReadSettings, Refresh,
+    SourceSpec, TreeSettings,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -68,6 +68,9 @@ pub(crate) struct MountArgs {
     /// Fail a file whose metadata cannot be kept [default: count a warning]
     #[arg(long, env = "LAZYCOPY_STRICT_METADATA", hide_env_values = true, value_parser = BoolishValueParser::new())]
     strict_metadata: bool,
+    /// How surely a file is on the disk before it counts as verified
+    #[arg(long, env = "LAZYCOPY_DURABILITY", hide_env_values = true, value_enum, default_value_t)]
+    durability: Durability,
     /// Threads that take requests from the kernel, 1 to 64
     #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_FUSE_THREADS", hide_env_values = true, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     fuse_threads: usize,
@@ -101,6 +104,7 @@ impl MountArgs {
                 existing: self.existing,
                 preserve_privileged: self.preserve_privileged,
                 strict_metadata: self.strict_metadata,
+                durability: self.durability,
                 reserve: self.reserve,
             },
             fuse_threads: self.fuse_threads,

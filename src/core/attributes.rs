@@ -1,5 +1,6 @@
 //! What is known about an entry of a source.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a validator must have been unchanged before it tells versions apart.
@@ -107,6 +108,19 @@ pub enum Checksum {
     Md5(Vec<u8>),
     /// CRC-32C (4 bytes, big endian).
     Crc32c(Vec<u8>),
+}
+
+impl fmt::Display for Checksum {
+    /// The algorithm and the digest in hexadecimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Checksum::Sha256(digest) | Checksum::Md5(digest) | Checksum::Crc32c(digest)) = self;
+        f.write_str(match self {
+            Checksum::Sha256(_) => "sha-256 ",
+            Checksum::Md5(_) => "md5 ",
+            Checksum::Crc32c(_) => "crc32c ",
+        })?;
+        digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// Attributes of one entry; `None` = the source does not say.

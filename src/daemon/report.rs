@@ -180,12 +180,12 @@ impl Reporter {
     }
 
     fn errors(&self) -> Vec<FileError> {
-        let errors = self.engine.stats().errors();
+        let errors = self.engine.stats().errors.recent();
         errors
             .iter()
             .map(|note| FileError {
                 path: JsonPath::new(note.path.as_path()),
-                kind: note.kind.as_str().to_owned(),
+                kind: note.kind.clone(),
                 message: note.message.clone(),
                 at: timestamp(note.at),
             })

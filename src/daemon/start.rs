@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
-use crate::store::{Destination, DestinationOptions};
+use crate::store::{Destination, DestinationOptions, Durability};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::front::{FrontSettings, StatfsAnswer};
 use crate::vfs::mount::{self, UnmountMode, unmount_ours};
@@ -200,13 +200,17 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     let options = DestinationOptions {
         preserve_privileged: settings.publish.preserve_privileged,
         strict_metadata: settings.publish.strict_metadata,
+        durability: match settings.publish.durability {
+            settings::Durability::Normal => Durability::Normal,
+            settings::Durability::Paranoid => Durability::Paranoid,
+        },
         ..DestinationOptions::default()
     };
     let path = place.destination.clone();
     let destination = crate::engine::on_disk("open destination", move || {
         let destination = Destination::open(&path, options)?;
         let space = destination.space()?;
-        if space.free_bytes == 0 || space.free_inodes == 0 {
+        if space.is_used_up() {
             return Err(Error::new(Kind::NoSpace, "open destination")
                 .at(&path)
                 .because("its file system is full")

@@ -12,15 +12,14 @@ use crate::core::range::ByteRange;
 use crate::core::table::Table;
 use crate::engine::file::LazyFile;
 use crate::engine::node::Node;
-use crate::engine::publish::conflict;
+use crate::engine::publish::{conflict, contradiction};
 use crate::engine::resume::is_ours;
 use crate::engine::settings::ExistingPolicy;
-use crate::engine::stats::Proof;
 use crate::engine::{Engine, ROOT_INO, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
 use crate::store::publish::Vouched;
-use crate::store::verify::hash_backing;
+use crate::store::verify::{hash_backing, hash_with};
 use crate::store::{BackingFile, Destination, Existing, Identity};
 
 /// Conflicts named in the error before the start; the rest is counted.
@@ -210,7 +209,7 @@ impl Engine {
                 tracing::info!(path = %file.path, "no longer in the destination; copied like any other");
                 return Ok(false);
             }
-            self.stats.failed(&file.path, error);
+            self.stats.errors.failed(&file.path, Some(file.ino), error);
             if error.kind() != Kind::Exists {
                 self.candidates.waiting.insert(file.path.clone(), existing);
             }
@@ -230,24 +229,57 @@ impl Engine {
             && ours.identity() == existing.identity
             && file.attributes.modified == Some(existing.modified);
         self.settle(file).await?;
-        if !fast && let Some(offset) = self.first_difference(file, &ours).await? {
-            return Err(conflict(&file.path, offset));
-        }
-        self.adopt_backing(file, ours).await?;
-        self.note_published(file, if fast { Proof::AdoptedUnverified } else { Proof::Transfer });
+        let proof = match fast {
+            true => ProofClass::AdoptedUnverified,
+            false => self.prove_equal(file, &ours).await?,
+        };
+        self.adopt_backing(file, ours, proof).await?;
+        self.note_published(file, proof);
         Ok(())
     }
 
+    /// Compares an existing file with the source: by the source's own checksum where it has one, else byte by byte.
+    async fn prove_equal(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        ours: &Arc<BackingFile>,
+    ) -> Result<ProofClass> {
+        // That it is still this version is looked at before anything is said of it.
+        let contradicted = match file.attributes.checksum.clone() {
+            None => None,
+            Some(theirs) => {
+                let (summed, like, size) = (Arc::clone(ours), theirs.clone(), file.size());
+                let sum = move || hash_with(&summed, size, &like);
+                let (_, sum) = on_disk("sum existing file up", sum).await?;
+                if sum == theirs {
+                    return Ok(ProofClass::SourceChecksum);
+                }
+                Some(contradiction(&theirs, &sum))
+            }
+        };
+        match (self.first_difference(file, ours).await?, contradicted) {
+            (Some(offset), _) => Err(conflict(&file.path, offset)),
+            (None, None) => Ok(ProofClass::Transfer),
+            (None, Some(why)) => Err(Error::new(Kind::Corrupt, "compare with source")
+                .at(file.path.as_path())
+                .because(why)),
+        }
+    }
+
     /// Lets the catalog vouch for an adopted file, with the hash of its bytes. One that nobody read is looked at again at the next start.
-    async fn record_adopted(&self, file: &LazyFile, existing: &Arc<BackingFile>) -> Result<()> {
-        if self.settings.existing == ExistingPolicy::AdoptFast {
+    async fn record_adopted(
+        &self,
+        file: &LazyFile,
+        existing: &Arc<BackingFile>,
+        proof: ProofClass,
+    ) -> Result<()> {
+        if proof == ProofClass::AdoptedUnverified {
             return Ok(());
         }
         let (destination, version) = (Arc::clone(&self.destination), file.version());
         let (adopted, size) = (Arc::clone(existing), file.size());
         on_disk("record adopted file", move || {
             let hash = hash_backing(&adopted, size)?;
-            let proof = ProofClass::Transfer;
             destination.record_adopted(&adopted, Vouched { version: &version, hash: &hash, proof })
         })
         .await
@@ -258,6 +290,7 @@ impl Engine {
         &self,
         file: &LazyFile,
         existing: Arc<BackingFile>,
+        proof: ProofClass,
     ) -> Result<()> {
         let metadata = self.source_metadata(file).await?;
         let (destination, adopted) = (Arc::clone(&self.destination), Arc::clone(&existing));
@@ -267,7 +300,7 @@ impl Engine {
         })
         .await?;
         self.stats.metadata_lost.add(losses.len() as u64);
-        self.record_adopted(file, &existing).await?;
+        self.record_adopted(file, &existing, proof).await?;
         self.publisher.note_ours(&file.path, identity);
         // First the file, then the blocks: who sees them present reads them from here.
         file.set_backing(Some(existing));

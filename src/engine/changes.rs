@@ -133,7 +133,7 @@ impl Engine {
             }
             let (path, error) = (node.path(), changed(&node.path()));
             tracing::warn!(%path, %error, "not followed");
-            self.stats.failed(&path, &error);
+            self.stats.errors.failed(&path, Some(node.ino), &error);
         }
         true
     }

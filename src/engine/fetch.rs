@@ -15,7 +15,8 @@ use crate::core::plan::{Pace, Reach};
 use crate::core::priority::Priority;
 use crate::core::range::ByteRange;
 use crate::core::table::Table;
-use crate::engine::file::{ChunkHasher, LazyFile};
+use crate::engine::chunk_hasher::ChunkHasher;
+use crate::engine::file::LazyFile;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, jitter, on_disk};
@@ -294,15 +295,15 @@ impl Engine {
             Ok(()) => {
                 self.stats.chunks_done.increment();
                 lease.commit();
-                self.note_landed(&file);
+                self.note_landed(&file, chunk.range.len());
                 self.seal_if_complete(&file);
             }
             Err(error) => {
                 if error.kind() == Kind::NoSpace {
-                    self.room.ran_out();
+                    self.room.ran_out(&error);
                 }
                 self.stats.chunks_failed.increment();
-                self.note_landed(&file);
+                self.note_landed(&file, chunk.landed());
                 self.note_failure(&file, &error);
                 let until = Instant::now() + self.settings.failure_memory();
                 lease.fail(error.at(file.path.as_path()), until);
@@ -357,7 +358,7 @@ impl Engine {
         if error.kind() == Kind::Stale {
             return;
         }
-        self.stats.remember(&file.path, error);
+        self.stats.errors.remember(&file.path, error);
         tracing::warn!(path = %file.path, ino = file.ino, kind = %error.kind(), %error, "chunk failed");
     }
 }

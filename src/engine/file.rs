@@ -13,11 +13,12 @@ use crate::core::flight::{Boarded, Flight};
 use crate::core::hashes::BlockHashes;
 use crate::core::path::RelPath;
 use crate::core::phase::{AtomicPhase, Phase};
-use crate::core::range::{BLOCK_SIZE, ByteRange};
+use crate::core::range::ByteRange;
+use crate::engine::chunk_hasher::ChunkHasher;
 use crate::engine::on_disk;
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
-use crate::store::{BackingFile, BlockHasher, Destination};
+use crate::store::{BackingFile, Destination};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Longest wait for the local disk to make a backing file.
@@ -38,6 +39,8 @@ pub struct LazyFile {
     pub phase: AtomicPhase,
     /// Hash of each block that landed.
     pub hashes: BlockHashes,
+    /// Times that its bytes were not those of the source's checksum. Relaxed: only who publishes it counts.
+    pub(crate) rejections: AtomicU64,
     /// Handles open on it.
     pub open_handles: AtomicU64,
     /// The catalog may have bytes of it that are not used yet. Release once they are; pairs with Acquire in `needs_restoring`.
@@ -74,6 +77,7 @@ impl LazyFile {
             claims: Arc::new(Claims::new(attributes.size)),
             phase: AtomicPhase::new(Phase::Absent),
             hashes: BlockHashes::default(),
+            rejections: AtomicU64::new(0),
             open_handles: AtomicU64::new(0),
             unrestored: AtomicBool::new(false),
             restoring: Flight::default(),
@@ -317,40 +321,6 @@ pub(super) fn holes(data: &[ByteRange], size: u64) -> Vec<ByteRange> {
         .map(|(start, end)| ByteRange::new(start, end))
         .filter(|hole| !hole.is_empty())
         .collect()
-}
-
-/// Hashes the bytes of one chunk, block by block, as they land in order.
-#[derive(Debug)]
-pub struct ChunkHasher {
-    size: u64,
-    offset: u64,
-    /// The block that `offset` lies in, once a byte of it has landed.
-    block: Option<BlockHasher>,
-}
-
-impl ChunkHasher {
-    /// For a chunk that starts at `start`, the first byte of a block of a file of `size` bytes.
-    pub fn new(start: u64, size: u64) -> Self {
-        Self { size, offset: start, block: None }
-    }
-
-    fn update(&mut self, mut bytes: &[u8], hashes: &BlockHashes) {
-        while !bytes.is_empty() {
-            let index = self.offset / BLOCK_SIZE;
-            let end = ((index + 1) * BLOCK_SIZE).min(self.size);
-            let room = usize::try_from(end - self.offset).unwrap_or(usize::MAX);
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            let block = self.block.get_or_insert_with(|| BlockHasher::new(index, self.size));
-            block.update(now);
-            self.offset += now.len() as u64;
-            if self.offset == end
-                && let Some(hash) = self.block.take().and_then(|block| block.finish())
-            {
-                hashes.set(index, hash);
-            }
-            bytes = later;
-        }
-    }
 }
 
 #[cfg(test)]

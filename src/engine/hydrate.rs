@@ -185,7 +185,7 @@ impl Engine {
     fn note<T>(&self, path: &RelPath, result: Result<T>, failures: &AtomicU64) -> Option<T> {
         match result {
             Ok(value) => {
-                self.stats.succeeded(path);
+                self.stats.errors.succeeded(path);
                 Some(value)
             }
             Err(error) if error.kind() == Kind::NotFound => {
@@ -195,7 +195,7 @@ impl Engine {
             }
             Err(error) => {
                 failures.fetch_add(1, Ordering::AcqRel);
-                self.stats.failed(path, &error);
+                self.stats.errors.failed(path, None, &error);
                 tracing::warn!(%path, kind = %error.kind(), %error, "not copied");
                 None
             }
@@ -252,7 +252,9 @@ impl Engine {
     }
 
     async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Found) -> Result<()> {
-        for tries in 1.. {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             let node = self.lookup(directory.ino, &entry.name).await?;
             let path = directory.path().child(&entry.name)?;
             if self.changes.is_refused(node.ino) {
@@ -263,6 +265,12 @@ impl Engine {
             }
             let file = node.file()?;
             match self.hydrate_file(file).await {
+                // No fault of the file.
+                Err(error) if error.kind() == Kind::NoSpace && error.is_of_destination() => {
+                    self.room.ran_out(&error);
+                    self.wait_for_room().await;
+                    tries -= 1;
+                }
                 Ok(()) if file.path == path => {
                     self.tree.leaving.insert(node.ino, ());
                     return Ok(());
@@ -278,7 +286,6 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     async fn hydrate_file(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
@@ -309,14 +316,18 @@ impl Engine {
             match self.recent_failure(file, whole) {
                 Some(error) if error.kind() == Kind::NoSpace => {
                     file.claims.forget_failures();
-                    self.room.ran_out();
+                    self.room.ran_out(&error);
                     continue;
                 }
                 Some(error) => return Err(error),
                 None if self.room.is_short() => continue,
                 None => {}
             }
-            if let Some(mut waiter) = file.claims.wait_for(whole) {
+            let waiter = file.claims.wait_for(whole);
+            // Looked at once we are in the list: a chunk that ended before, or was taken back, wakes nobody.
+            if let Some(mut waiter) = waiter
+                && !file.claims.running().is_empty()
+            {
                 waiter.signal().await;
             }
         }

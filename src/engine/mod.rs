@@ -9,8 +9,10 @@
 //! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
-//! | [`publish`], [`adopt`], [`compare`] | finished files become plain files; files that lie in DIR already are compared and kept |
+//! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
+//! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
+//! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`hydrate`] | the whole tree in the background |
 //! | [`report`] | what goes on, for people and programs |
@@ -18,7 +20,9 @@
 pub mod adopt;
 pub mod ask;
 pub mod changes;
+mod chunk_hasher;
 pub mod compare;
+pub mod errors;
 pub mod fetch;
 pub mod file;
 pub mod hydrate;
@@ -27,6 +31,7 @@ pub mod list;
 pub mod listing;
 pub mod node;
 pub mod publish;
+pub mod publisher;
 pub mod read;
 pub mod recorder;
 pub mod report;
@@ -52,10 +57,10 @@ use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::node::{Node, Xattrs};
-use crate::engine::publish::Publisher;
+use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
 use crate::engine::recorder::Recorder;
-use crate::engine::resume::Numbers;
+use crate::engine::resume::Beginning;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
@@ -63,7 +68,7 @@ use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
 use crate::store::{Destination, Space};
-use crate::sync::AtomicBool;
+use crate::sync::{AtomicBool, AtomicU64};
 
 /// The inode number of the root, fixed by the FUSE protocol.
 pub const ROOT_INO: u64 = 1;
@@ -107,6 +112,8 @@ pub struct Engine {
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
     pub(crate) tidying: Flight,
+    /// Bytes that landed since the last checkpoint began. Relaxed: one more or less in this one is all the same.
+    pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
@@ -134,15 +141,16 @@ impl Engine {
         let stats = Arc::new(Stats::default());
         let connections = source.traits().connections;
         let (disk, name) = (Arc::clone(&destination), source.display_name().to_owned());
-        let (root, numbers) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
-        let first_chunk = numbers.first_chunk;
+        let (root, beginning) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
+        let first_chunk = beginning.first_chunk;
+        stats.errors.restore(beginning.errors);
         let (recorder, hears) = Recorder::new();
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
-            tree: Tree::new(root, numbers.first_ino),
+            tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
             fetcher: Arc::new(fetcher),
-            publisher: Publisher::default(),
+            publisher: Publisher::start(Arc::clone(&destination), Arc::clone(&stats)),
             candidates: Candidates::default(),
             changes: Changes::default(),
             recorder,
@@ -150,6 +158,7 @@ impl Engine {
             dirty: Table::default(),
             checkpointing: Flight::default(),
             tidying: Flight::default(),
+            landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
@@ -199,7 +208,15 @@ impl Engine {
     /// What statvfs says.
     pub async fn look_at_space(&self) -> Result<Space> {
         let destination = Arc::clone(&self.destination);
-        let space = on_disk("look at free space", move || destination.space()).await?;
+        let is_refused = self.room.is_refused();
+        let look = move || {
+            let space = destination.space()?;
+            Ok((space, is_refused && destination.try_room()?))
+        };
+        let (space, is_accepted) = on_disk("look at free space", look).await?;
+        if is_accepted {
+            self.room.accepted();
+        }
         self.room.update(&space);
         Ok(space)
     }
@@ -258,7 +275,7 @@ fn begin(
     destination: &Destination,
     source: &str,
     looked: Result<Attributes>,
-) -> Result<(Node, Numbers)> {
+) -> Result<(Node, Beginning)> {
     let catalog = destination.catalog();
     let root = match looked {
         Ok(attributes) => Node::new(ROOT_INO, None, &attributes, 0),

@@ -1,4 +1,4 @@
-//! Going on where an earlier life ended: what the catalog vouches for is used again, and what lands is recorded each second.
+//! Going on where an earlier life ended: what the catalog vouches for is used again, and what lands is recorded each second, or each 256 MiB.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,34 +9,37 @@ use crate::core::phase::Phase;
 use crate::core::range::{BLOCK_SIZE, ByteRange};
 use crate::engine::file::LazyFile;
 use crate::engine::node::Node;
-use crate::engine::stats::Proof;
 use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
-use crate::store::catalog::{EntryPhase, EntryRecord, ProofClass, Version};
+use crate::store::catalog::{EntryPhase, EntryRecord, ErrorNote, ProofClass, Version};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::recovery::Standing;
 use crate::store::verify::BlockHash;
 use crate::store::{BackingFile, Destination};
+use crate::sync::Ordering;
 
 /// Numbers reserved for one life: more than it can use.
 const NUMBERS: u64 = 1 << 32;
 
-/// First chunk number and first inode number of this life. Neither was ever used before.
-#[derive(Debug, Clone, Copy)]
-pub struct Numbers {
-    /// For chunks.
+/// What a life begins with.
+#[derive(Debug)]
+pub struct Beginning {
+    /// First chunk number. None from here on was ever used.
     pub first_chunk: u64,
-    /// For inodes.
+    /// First inode number. None from here on was ever used.
     pub first_ino: u64,
+    /// What went wrong in earlier lives and is not made good, oldest first.
+    pub errors: Vec<ErrorNote>,
 }
 
 /// Begins or goes on with the copy of `source`. Blocking.
 ///
 /// # Errors
 /// `Exists` if the destination holds a copy of another source; what the catalog says.
-pub fn begin(destination: &Destination, source: &str) -> Result<Numbers> {
+pub fn begin(destination: &Destination, source: &str) -> Result<Beginning> {
     let catalog = destination.catalog();
     catalog.ensure_job(source, SystemTime::now())?;
+    catalog.record_durability(destination.options().durability)?;
     let recovery = destination.recovery();
     for path in &recovery.conflicts {
         tracing::warn!(%path, "somebody took this name while it was published; left alone");
@@ -48,9 +51,10 @@ pub fn begin(destination: &Destination, source: &str) -> Result<Numbers> {
         swept = recovery.swept_parts,
         "recovered"
     );
-    Ok(Numbers {
+    Ok(Beginning {
         first_chunk: catalog.reserve_chunk_ids(NUMBERS)?.start,
         first_ino: catalog.reserve_inos(NUMBERS)?.start,
+        errors: catalog.errors()?,
     })
 }
 
@@ -140,7 +144,7 @@ impl Engine {
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
-                self.note_published(file, proof_of(record));
+                self.note_published(file, record.proof.unwrap_or(ProofClass::Transfer));
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed
                 if record.part.is_some() =>
@@ -178,6 +182,8 @@ impl Engine {
 
     /// Records, durably, the blocks that landed since the last call.
     async fn checkpoint(self: &Arc<Self>) {
+        self.save_errors().await;
+        self.landed.store(0, Ordering::Relaxed);
         let mut snapshots = Vec::new();
         for ino in self.dirty.keys() {
             if let Some(file) = self.dirty.remove(&ino)
@@ -189,6 +195,7 @@ impl Engine {
         if snapshots.is_empty() {
             return;
         }
+        self.stats.checkpoints.increment();
         let destination = Arc::clone(&self.destination);
         let recorded = on_disk("checkpoint", move || {
             let results = destination.checkpoint_many(&checkpoints(&snapshots));
@@ -209,6 +216,11 @@ impl Engine {
     /// The blocks are taken first, then the file that holds them: both belong to one epoch, or nothing is recorded.
     fn snapshot(&self, file: Arc<LazyFile>) -> Option<Snapshot> {
         if file.is_stale() || file.phase.get() == Phase::Published {
+            return None;
+        }
+        // Of a small file on its way to its name a checkpoint would say nothing that publishing does not say in a moment.
+        let is_leaving = matches!(file.phase.get(), Phase::Sealed | Phase::Verified);
+        if is_leaving && file.size() <= BLOCK_SIZE {
             return None;
         }
         if !file.is_settled() || file.is_provisional() {
@@ -263,9 +275,13 @@ impl Engine {
         });
     }
 
-    /// A chunk of `file` landed: the next checkpoint looks at it.
-    pub(crate) fn note_landed(&self, file: &Arc<LazyFile>) {
+    /// `bytes` of `file` landed: the next checkpoint looks at it, and begins now if that is much.
+    pub(crate) fn note_landed(self: &Arc<Self>, file: &Arc<LazyFile>, bytes: u64) {
         self.dirty.insert(file.ino, Arc::clone(file));
+        let before = self.landed.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) >= self.settings.checkpoint_bytes {
+            self.checkpoint_in_background();
+        }
     }
 
     /// The last checkpoint of this life.
@@ -290,14 +306,6 @@ fn checkpoints(snapshots: &[Snapshot]) -> Vec<Checkpoint<'_>> {
             hashes,
         })
         .collect()
-}
-
-fn proof_of(record: &EntryRecord) -> Proof {
-    match record.proof {
-        Some(ProofClass::SourceChecksum) => Proof::SourceChecksum,
-        Some(ProofClass::AdoptedUnverified) => Proof::AdoptedUnverified,
-        Some(ProofClass::Transfer) | None => Proof::Transfer,
-    }
 }
 
 impl LazyFile {

@@ -30,6 +30,16 @@ pub const RESERVED_NAMES: [&str; 2] = [STATE_NAME, MARKER_NAME];
 
 const MARKER_FIRST_LINE: &str = "This copy is not complete.";
 
+/// How surely a file is on the disk when it is called verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Durability {
+    /// Read back through the page cache, and synced before it has its name.
+    #[default]
+    Normal,
+    /// Synced first, dropped from the page cache, and read back from the disk; each file by itself.
+    Paranoid,
+}
+
 /// What the user decided about a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationOptions {
@@ -39,6 +49,8 @@ pub struct DestinationOptions {
     pub preserve_privileged: bool,
     /// Whether metadata that cannot be kept is an error.
     pub strict_metadata: bool,
+    /// How surely files are on the disk.
+    pub durability: Durability,
     /// Taken off the modes that are made up where a source has none: files 0666, directories 0777.
     pub umask: u32,
     /// Most descriptors of backing files that stay open; `None` = a quarter of the soft RLIMIT_NOFILE.
@@ -51,6 +63,7 @@ impl Default for DestinationOptions {
             conceal: false,
             preserve_privileged: false,
             strict_metadata: false,
+            durability: Durability::Normal,
             umask: 0o022,
             descriptors: None,
         }

@@ -10,7 +10,7 @@
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | [`existing`] | what lies in DIR already |
-//! | [`space`], [`verify`] | free space; hashes of what is on disk |
+//! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
@@ -18,6 +18,7 @@
 pub mod backing;
 pub mod catalog;
 pub mod checkpoint;
+pub mod checksum;
 pub mod destination;
 pub mod existing;
 pub mod metadata;
@@ -34,7 +35,9 @@ pub mod verify;
 pub use backing::BackingFile;
 pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;
-pub use destination::{Destination, DestinationOptions, MARKER_NAME, RESERVED_NAMES, STATE_NAME};
+pub use destination::{
+    Destination, DestinationOptions, Durability, MARKER_NAME, RESERVED_NAMES, STATE_NAME,
+};
 pub use existing::Existing;
 pub use metadata::{Metadata, MetadataLoss};
 pub use probe::{Abilities, Missing};

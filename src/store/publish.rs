@@ -2,6 +2,7 @@
 //!
 //! Whether the bytes are right was decided before (see [`super::verify`]); nothing here looks at them.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -18,6 +19,9 @@ use super::metadata::{self, Metadata, MetadataLoss, Target};
 use super::recovery::placed_of;
 use super::root::sync_directory;
 use super::{BackingFile, Destination, FileHash, Identity};
+
+/// Directories of one group that are synced one by one.
+const PARENTS_MAX: usize = 8;
 
 /// What may happen to something that has the final name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +102,8 @@ impl Destination {
         settled.pop().unwrap_or_else(|| Err(Error::new(Kind::Io, "publish file")))
     }
 
-    /// As [`Destination::publish_file`] for many small files with two syncs of the whole file system in place of two for each file.
+    /// As [`Destination::publish`] for many small files, with one sync of the whole file system and one of each directory in place of
+    /// two for each file. Only where that sync [answers for each file](super::probe::Abilities::group_sync).
     /// Answers in the order of `group`; one that fails does not hinder the others, but if a sync fails none is published.
     ///
     /// A group holds two descriptors for each file, so it should be some dozens long.
@@ -112,7 +117,7 @@ impl Destination {
         let synced = prepared.into_iter().map(|stage| stage?.then(check)).collect();
         let placed: Vec<_> =
             intend(disk, synced).into_iter().map(|stage| stage?.then(Publication::place)).collect();
-        let is_synced = rustix::fs::syncfs(disk.root.fd());
+        let is_synced = sync_parents(disk, &placed);
         let confirm = |publication: &Publication<'_>| publication.after_directory_sync(is_synced);
         settle(disk, placed.into_iter().map(|stage| stage?.then(confirm)).collect())
     }
@@ -326,6 +331,18 @@ fn intend<'a>(disk: &Disk, stages: Vec<Result<Publication<'a>>>) -> Vec<Result<P
         Ok(publication)
     };
     stages.into_iter().map(|stage| stage.and_then(&mut take_part)).collect()
+}
+
+/// Makes the new names durable: few directories one by one, which leaves alone what else is dirty, many by a sync of everything.
+fn sync_parents(disk: &Disk, placed: &[Result<Publication<'_>>]) -> Result<(), Errno> {
+    let mut parents = HashMap::new();
+    for publication in placed.iter().flatten() {
+        parents.entry(publication.candidate.path.parent()).or_insert(&publication.parent);
+    }
+    if parents.len() > PARENTS_MAX {
+        return rustix::fs::syncfs(disk.root.fd());
+    }
+    parents.values().try_for_each(|parent| sync_directory(parent.as_fd()))
 }
 
 /// Everything has its final name: says so, to the catalog in one commit.

@@ -9,14 +9,16 @@ use blake3::Hasher;
 use blake3::hazmat::{
     HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
-use rustix::fs::SeekFrom;
+use rustix::fs::{Advice, SeekFrom};
 use rustix::io::Errno;
 
+use crate::core::attributes::Checksum;
 use crate::core::range::{BLOCK_SIZE, ByteRange, block_count, block_range};
 use crate::error::{Error, Kind, Result};
 
-use super::BackingFile;
 use super::backing::read_full;
+use super::checksum::Summer;
+use super::{BackingFile, Durability};
 
 /// The chaining value of one block at its place in the file; of a file of one block, its root.
 pub type BlockHash = [u8; 32];
@@ -157,16 +159,41 @@ pub fn first_nonzero(file: &BackingFile, range: ByteRange) -> Result<Option<u64>
 /// Reads all bytes back and hashes them. Holes are hashed without being read. Takes one core for somewhat less than a second per GiB.
 ///
 /// # Errors
-/// `Corrupt` if the file on disk does not have `size` bytes; else as [`BackingFile::read_at`].
+/// `Corrupt` if the file on disk does not have `size` bytes; else as [`BackingFile::read_at`], and [`BackingFile::sync`] where durability
+/// is paranoid.
 pub fn hash_backing(file: &BackingFile, size: u64) -> Result<FileHash> {
+    hash_and(file, size, |_| ())
+}
+
+/// As [`hash_backing`], and the checksum of the same bytes of the same kind as `expected`.
+///
+/// # Errors
+/// As [`hash_backing`].
+pub fn hash_with(
+    file: &BackingFile,
+    size: u64,
+    expected: &Checksum,
+) -> Result<(FileHash, Checksum)> {
+    let mut summer = Summer::like(expected);
+    let hash = hash_and(file, size, |bytes| summer.update(bytes))?;
+    Ok((hash, summer.finish()))
+}
+
+/// Shows every byte to `also`, in order.
+fn hash_and(file: &BackingFile, size: u64, mut also: impl FnMut(&[u8])) -> Result<FileHash> {
     let descriptor = file.descriptor()?;
     let failed = |errno| file.error("read back", errno);
     let stat = rustix::fs::fstat(&*descriptor).map_err(failed)?;
     if u64::try_from(stat.st_size) != Ok(size) {
         return Err(wrong_length(file, size));
     }
+    if file.disk.options.durability == Durability::Paranoid {
+        file.sync()?;
+        // Clean pages only are dropped, so after the sync: what is read then comes from the disk.
+        rustix::fs::fadvise(&*descriptor, 0, None, Advice::DontNeed).map_err(failed)?;
+    }
     let mut data = DataCursor::default();
-    let mut buffer = vec![0; 8 * BLOCK_BYTES];
+    let mut buffer = vec![0; usize::try_from(size.min(BATCH_BYTES)).unwrap_or(0)];
     let mut blocks = Vec::with_capacity(usize::try_from(block_count(size)).unwrap_or(0));
     let mut offset = 0;
     while offset < size {
@@ -184,6 +211,7 @@ pub fn hash_backing(file: &BackingFile, size: u64) -> Result<FileHash> {
             let start = at * BLOCK_BYTES;
             let bytes = if is_hole { &ZEROS[..len] } else { &buffer[start..start + len] };
             blocks.extend(hash_block(index, size, bytes));
+            also(bytes);
         }
         offset = batch.end;
     }

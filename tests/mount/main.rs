@@ -23,6 +23,7 @@ mod http;
 mod mutations;
 mod offline;
 mod published;
+mod quota;
 mod replaced;
 mod resume;
 mod space;

@@ -156,9 +156,10 @@ impl Source for LocalSource {
         range: ByteRange,
         expected: &Fingerprint,
     ) -> Result<ByteStream> {
-        let file = self.blocking("open file", path, Root::open_file).await?;
-        let calls = Arc::clone(&self.calls);
-        Ok(reading::stream(calls, file, path.clone(), range, expected.clone()))
+        let expected = expected.clone();
+        let begin = move |root: &Root, path: &RelPath| reading::begin(root, path, range, expected);
+        let begun = self.blocking("open file", path, begin).await?;
+        Ok(reading::stream(Arc::clone(&self.calls), path.clone(), begun))
     }
 
     async fn capacity(&self) -> Option<Capacity> {

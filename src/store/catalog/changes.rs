@@ -94,21 +94,25 @@ impl Catalog {
         })
     }
 
-    /// Records that version `ino` of `path` could not be copied. What is trusted of it stays so.
+    /// Records that these versions could not be copied. What is trusted of them stays so. It becomes durable with the next durable
+    /// change.
     ///
     /// # Errors
     /// As a write.
-    pub fn set_failed(&self, path: &RelPath, ino: u64) -> Result<()> {
+    pub fn set_failed(&self, failed: &[(RelPath, u64)]) -> Result<()> {
+        if failed.is_empty() {
+            return Ok(());
+        }
         self.change("record failure", Commit::Later, |tables, _| {
-            match tables.get(path.as_bytes())? {
-                Some(record)
-                    if record.version.ino == ino
-                        && matches!(record.phase, EntryPhase::Absent | EntryPhase::Filling) =>
+            for (path, ino) in failed {
+                let known = tables.get(path.as_bytes())?;
+                if let Some(record) = known.filter(|known| known.version.ino == *ino)
+                    && matches!(record.phase, EntryPhase::Absent | EntryPhase::Filling)
                 {
-                    tables.put(&EntryRecord { phase: EntryPhase::Failed, ..record }).map(drop)
+                    tables.put(&EntryRecord { phase: EntryPhase::Failed, ..record })?;
                 }
-                _ => Ok(()),
             }
+            Ok(())
         })
     }
 

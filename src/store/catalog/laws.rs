@@ -6,6 +6,7 @@ use redb::WriteTransaction;
 
 use super::*;
 use crate::core::attributes::{Attributes, EntryKind, Fingerprint, Validator};
+use crate::store::Durability;
 
 /// A state directory without anything around it.
 struct State(tempfile::TempDir);
@@ -137,12 +138,27 @@ fn the_error_history_keeps_the_last_thousand() {
         message: format!("{number}"),
         at: UNIX_EPOCH + Duration::from_millis(number),
     };
-    (0..1010).for_each(|number| catalog.note_error(&note(number)).unwrap());
-    catalog.flush().unwrap();
+    catalog.record_errors(&(0..7).map(note).collect::<Vec<_>>()).unwrap();
+    catalog.record_errors(&(0..1010).map(note).collect::<Vec<_>>()).unwrap();
     drop(catalog);
     let errors = state.open().unwrap().errors().unwrap();
     assert_eq!(errors.len(), 1000);
     assert_eq!((errors.first(), errors.last()), (Some(&note(10)), Some(&note(1009))));
+}
+
+#[test]
+fn the_least_sure_life_is_what_counts() {
+    let state = State::new();
+    let catalog = state.open().unwrap();
+    assert_eq!(catalog.durability().unwrap(), None);
+    for (life, counts) in [
+        (Durability::Paranoid, Durability::Paranoid),
+        (Durability::Normal, Durability::Normal),
+        (Durability::Paranoid, Durability::Normal),
+    ] {
+        catalog.record_durability(life).unwrap();
+        assert_eq!(catalog.durability().unwrap(), Some(counts));
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | `record` | what is recorded of an entry, and its bytes (`codec`) |
 //! | `bits` | block maps in segments of 4 KiB |
 //! | `changes` | what is said of entries, each in one transaction |
+//! | `history` | errors that are not made good, and how surely files were written |
 //! | `tables` | the tables, kept in step with each other |
 //! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one |
 //! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
@@ -16,7 +17,7 @@
 //! # Schema 1
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `schema`, `source`, `created`, `chunks`, `inos`, `files`, `bytes`, `examined`, `shape` | u64 LE; the source as text; [`SourceShape`] |
+//! | meta | `schema`, `source`, `created`, `durability`, `chunks`, `inos`, `files`, `bytes`, `examined`, `shape` | u64 LE; the source as text; [`SourceShape`] |
 //! | entries | path | [`EntryRecord`] |
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
@@ -34,6 +35,7 @@ mod codec;
 #[cfg(test)]
 mod crash;
 mod database;
+mod history;
 #[cfg(test)]
 mod laws;
 mod name;
@@ -353,38 +355,6 @@ impl Catalog {
         }
         let read = self.trees.read(record.version.ino, blocks);
         read.map_err(|errno| Error::io("read block hashes", errno).at(record.path.as_path()))
-    }
-
-    /// Adds to the error history, which keeps the last [`ERRORS_KEPT`]. It becomes durable with the next durable change.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn note_error(&self, note: &ErrorNote) -> Result<()> {
-        self.database.write("note error", Commit::Later, |transaction| {
-            let mut errors = transaction.open_table(ERRORS)?;
-            let next = errors.last()?.map_or(0, |(last, _)| last.value().saturating_add(1));
-            errors.insert(next, note.encode().as_slice())?;
-            while errors.len()? > ERRORS_KEPT {
-                errors.pop_first()?;
-            }
-            Ok(())
-        })
-    }
-
-    /// The error history, oldest first.
-    ///
-    /// # Errors
-    /// `Corrupt`; `Io`.
-    pub fn errors(&self) -> Result<Vec<ErrorNote>> {
-        self.database.read("read catalog", |transaction| {
-            let errors = transaction.open_table(ERRORS)?;
-            let notes = errors.iter()?.map(|row| {
-                let (number, note) = row?;
-                ErrorNote::decode(note.value())
-                    .ok_or_else(|| corrupt(format!("error note {}", number.value())))
-            });
-            notes.collect()
-        })
     }
 
     /// Makes everything durable that was said before.
