@@ -7,6 +7,7 @@ use crate::core::path::RelPath;
 use crate::core::permits::{Acquired, Permit, Permits};
 use crate::core::phase::Phase;
 use crate::core::priority::Priority;
+use crate::core::range::{ByteRange, block_count, block_range};
 use crate::core::table::Table;
 use crate::engine::file::LazyFile;
 use crate::engine::resume::is_ours;
@@ -157,10 +158,30 @@ impl Engine {
         }
     }
 
+    /// Compares blocks that nothing vouches for with the source: holes, and what an earlier life left without a hash.
+    async fn confirm_unhashed(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        backing: &Arc<BackingFile>,
+    ) -> Result<()> {
+        let unhashed = unhashed(file);
+        if unhashed.is_empty() {
+            return Ok(());
+        }
+        match self.first_difference_in(file, backing, &unhashed).await? {
+            None => Ok(()),
+            Some(offset) => Err(Error::new(Kind::Corrupt, "verify file")
+                .at(file.path.as_path())
+                .because(format!("byte {offset} on the destination's disk is not the source's"))),
+        }
+    }
+
     async fn try_publish(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<Proof> {
         let backing = file.ensure_backing(&self.destination).await?;
         if file.is_provisional() {
             self.confirm_provisional(file, &backing).await?;
+        } else {
+            self.confirm_unhashed(file, &backing).await?;
         }
         let metadata = self.source_metadata(file).await?;
         let (checked, hashed) = (Arc::clone(file), Arc::clone(&backing));
@@ -272,6 +293,19 @@ pub(crate) fn conflict(path: &RelPath, offset: u64) -> Error {
         .at(path.as_path())
         .because(format!("it differs from the source from byte {offset} on; it was left alone"))
         .hint("move it away, or start with --existing overwrite")
+}
+
+/// The blocks of which no hash is known, as ranges in rising order.
+fn unhashed(file: &LazyFile) -> Vec<ByteRange> {
+    let mut ranges: Vec<ByteRange> = Vec::new();
+    for index in (0..block_count(file.size())).filter(|index| file.hashes.get(*index).is_none()) {
+        let block = block_range(index, file.size());
+        match ranges.last_mut() {
+            Some(last) if last.end == block.start => last.end = block.end,
+            _ => ranges.push(block),
+        }
+    }
+    ranges
 }
 
 /// Reads the bytes again and compares them with what was received.
