@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::attributes::{Attributes, Checksum, EntryKind};
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::ByteRange;
@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
 use crate::store::publish::Vouched;
 use crate::store::verify::hash_backing;
-use crate::store::{BackingFile, Existing, Identity};
+use crate::store::{BackingFile, Existing, Identity, MetadataLoss};
 
 /// Conflicts named in the error before the start; the rest is counted.
 const SHOWN_CONFLICTS: usize = 20;
@@ -206,7 +206,12 @@ impl Engine {
     }
 
     /// Lets the catalog vouch for an adopted file, with the hash of its bytes. One that nobody read is looked at again at the next start.
-    async fn record_adopted(&self, file: &LazyFile, existing: &Arc<BackingFile>) -> Result<()> {
+    async fn record_adopted(
+        &self,
+        file: &LazyFile,
+        existing: &Arc<BackingFile>,
+        noted: (Vec<MetadataLoss>, Option<Checksum>),
+    ) -> Result<()> {
         if self.settings.existing == ExistingPolicy::AdoptFast {
             return Ok(());
         }
@@ -215,7 +220,8 @@ impl Engine {
         on_disk("record adopted file", move || {
             let hash = hash_backing(&adopted, size)?;
             let proof = ProofClass::Transfer;
-            destination.record_adopted(&adopted, Vouched { version: &version, hash: &hash, proof })
+            let vouched = Vouched { version: &version, hash: &hash, proof };
+            destination.record_adopted(&adopted, vouched, noted)
         })
         .await
     }
@@ -229,12 +235,13 @@ impl Engine {
         let metadata = self.source_metadata(file).await?;
         let (destination, adopted) = (Arc::clone(&self.destination), Arc::clone(&existing));
         let identity = existing.identity();
+        let checksum = metadata.attributes.checksum.clone();
         let losses = on_disk("set metadata of existing file", move || {
             destination.adopt_file(&adopted, &metadata)
         })
         .await?;
         self.stats.metadata_lost.add(losses.len() as u64);
-        self.record_adopted(file, &existing).await?;
+        self.record_adopted(file, &existing, (losses, checksum)).await?;
         self.publisher.note_ours(&file.path, identity);
         // First the file, then the blocks: who sees them present reads them from here.
         file.set_backing(Some(existing));

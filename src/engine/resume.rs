@@ -55,10 +55,10 @@ pub fn begin(destination: &Destination, source: &str) -> Result<Numbers> {
     })
 }
 
-/// Whether what lies at `path` is a file that we published and nobody touched since. Blocking.
+/// Whether what lies at `path` is a file that we published, of this version or an earlier one, and nobody touched since. Blocking.
 pub(crate) fn is_ours(destination: &Destination, path: &RelPath) -> Result<bool> {
     let Some(record) = destination.catalog().entry(path)? else { return Ok(false) };
-    Ok(destination.standing(&record)? == Standing::Same)
+    destination.has_placed(&record)
 }
 
 /// What is taken out of a file for one checkpoint.
@@ -125,6 +125,7 @@ impl Engine {
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
+                self.stats.metadata_lost.add(record.losses.len() as u64);
                 self.note_published(file, proof_of(record));
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use crate::core::attributes::EntryKind;
 use crate::core::ids::Ids;
 use crate::core::path::RelPath;
 use crate::core::pool::LruPool;
@@ -184,6 +185,7 @@ impl Destination {
         let losses = metadata::apply(disk, &Target::Open(directory.as_fd()), path, metadata)?;
         sync_directory(directory.as_fd())
             .map_err(|errno| disk.root.error("sync directory", path, errno))?;
+        disk.catalog.note_other(path, EntryKind::Directory, None, Some(&losses))?;
         Ok(losses)
     }
 

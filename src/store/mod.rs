@@ -11,6 +11,7 @@
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | [`existing`] | what lies in DIR already |
 //! | [`space`], [`verify`] | free space; hashes of what is on disk |
+//! | [`proof`] | the copy proven again, at any later time |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
@@ -23,6 +24,7 @@ pub mod existing;
 pub mod metadata;
 mod place;
 pub mod probe;
+pub mod proof;
 pub mod publish;
 pub mod recovery;
 mod root;

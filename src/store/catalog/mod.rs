@@ -19,6 +19,7 @@
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
 //! | unfinished | path | nothing; entries that recovery looks at |
+//! | others | path | [`OtherRecord`] |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;
@@ -52,12 +53,15 @@ use super::root::{create_beneath, stat_entry, sync_directory};
 use ballast::Ballast;
 use database::{Commit, Database, Failure, Opener, corrupt};
 use tables::{
-    BLOCKS, ENTRIES, ERRORS, INOS, META, Tables, UNFINISHED, decode_entry, get_blocks, get_entry,
+    BLOCKS, ENTRIES, ERRORS, INOS, META, OTHERS, Tables, UNFINISHED, decode_entry, decode_other,
+    get_blocks, get_entry, get_other,
 };
 use trees::Trees;
 
-pub(super) use changes::{IntentEnd, Landed, emptied, published};
-pub use record::{EntryPhase, EntryRecord, ErrorNote, Part, Placed, ProofClass, Version};
+pub(super) use changes::{IntentEnd, Landed, emptied, published, unmended};
+pub use record::{
+    EntryPhase, EntryRecord, ErrorNote, OtherRecord, Part, Placed, ProofClass, Version,
+};
 
 /// The schema that this version writes and reads.
 const SCHEMA: u64 = 1;
@@ -147,6 +151,7 @@ impl Catalog {
                 // All tables, so that every reader finds them.
                 drop(Tables::open(transaction)?);
                 transaction.open_table(ERRORS)?;
+                transaction.open_table(OTHERS)?;
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("schema", SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())
@@ -248,21 +253,46 @@ impl Catalog {
     /// # Errors
     /// The first of `show`; as [`Catalog::entry`].
     pub fn entries(&self, mut show: impl FnMut(EntryRecord) -> Result<()>) -> Result<()> {
+        self.walk(ENTRIES, |path, bytes| show(decode_entry(path, bytes)?).map_err(Failure::from))
+    }
+
+    fn walk(
+        &self,
+        table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
+        mut show: impl FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+    ) -> Result<()> {
         let mut after: Vec<u8> = Vec::new();
         let mut is_first = true;
         // `read` may run twice: it goes on behind what was shown.
         self.database.read("read catalog", |transaction| {
-            for row in transaction.open_table(ENTRIES)?.range(after.clone().as_slice()..)? {
+            for row in transaction.open_table(table)?.range(after.clone().as_slice()..)? {
                 let (path, bytes) = row?;
                 if !is_first && path.value() == after {
                     continue;
                 }
-                let record = decode_entry(path.value(), bytes.value())?;
                 (is_first, after) = (false, path.value().to_vec());
-                show(record)?;
+                show(path.value(), bytes.value())?;
             }
             Ok(())
         })
+    }
+
+    /// What is recorded of an entry without bytes of its own.
+    ///
+    /// # Errors
+    /// As [`Catalog::entry`].
+    pub fn other(&self, path: &RelPath) -> Result<Option<OtherRecord>> {
+        self.database.read("read catalog", |transaction| {
+            get_other(&transaction.open_table(OTHERS)?, path.as_bytes())
+        })
+    }
+
+    /// As [`Catalog::entries`] for entries without bytes of their own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn others(&self, mut show: impl FnMut(OtherRecord) -> Result<()>) -> Result<()> {
+        self.walk(OTHERS, |path, bytes| show(decode_other(path, bytes)?).map_err(Failure::from))
     }
 
     /// The entries that have parts or intents.
