@@ -10,6 +10,7 @@
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`hydrate`] | the whole tree in the background |
+//! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
@@ -27,6 +28,7 @@ pub mod room;
 pub mod settings;
 pub mod stats;
 pub mod tree;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -63,6 +65,11 @@ pub enum Notice {
         parent: u64,
         /// Name in it.
         name: OsString,
+    },
+    /// The kernel's pages of this inode may be wrong: the bytes are the same version's, the file that holds them is another.
+    ContentChanged {
+        /// The inode.
+        ino: u64,
     },
     /// No more of them: the session has ended.
     Ended,

@@ -122,7 +122,7 @@ impl Engine {
     }
 
     /// What is on disk is not what was received: nothing of it is trusted any more.
-    fn start_over(&self, file: &LazyFile, error: &Error) {
+    pub(crate) fn start_over(&self, file: &LazyFile, error: &Error) {
         self.stats.remember(&file.path, error);
         self.stats.bytes_wasted.add(file.size());
         tracing::error!(path = %file.path, %error, "verification failed; fetching it again");
@@ -178,6 +178,7 @@ impl Engine {
 
     async fn try_publish(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<Proof> {
         let backing = file.ensure_backing(&self.destination).await?;
+        let epoch = file.claims.epoch();
         if file.is_provisional() {
             self.confirm_provisional(file, &backing).await?;
         } else {
@@ -188,6 +189,10 @@ impl Engine {
         let hash = on_disk("verify file", move || verify(&checked, &hashed))
             .await
             .map_err(Error::of_destination)?;
+        if file.claims.epoch() != epoch {
+            let error = Error::new(Kind::Corrupt, "verify file").at(file.path.as_path());
+            return Err(error.because("what was received was taken back meanwhile"));
+        }
         file.phase.advance(Phase::Verified);
         let replace = self.may_replace(&file.path).await?;
         let superseded = || Error::new(Kind::Stale, "publish file").at(file.path.as_path());

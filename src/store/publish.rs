@@ -140,6 +140,7 @@ impl Destination {
         }
         let phase = EntryPhase::Published(placed_of(&stat));
         let record = record_of(&path, &vouched, phase, noted);
+        disk.will_change(std::slice::from_ref(&record))?;
         match disk.catalog.record_intents(&[record])?.as_slice() {
             [true] => Ok(()),
             _ => Err(superseded(&path)),
@@ -320,7 +321,9 @@ fn intend<'a>(disk: &Disk, stages: Vec<Result<Publication<'a>>>) -> Vec<Result<P
         stages.iter().flatten().filter_map(|(_, intent)| intent.clone()).collect();
     let recorded = match intents.as_slice() {
         [] => Ok(Vec::new()),
-        intents => disk.catalog.record_intents(intents),
+        intents => {
+            disk.will_change(intents).and_then(|()| disk.catalog.record_intents(intents))
+        }
     };
     let mut counts = recorded.as_deref().unwrap_or_default().iter();
     let mut take_part = |(mut publication, intent): (Publication<'a>, Option<EntryRecord>)| {

@@ -154,7 +154,14 @@ impl Catalog {
                     let is_mend = matches!(intent.phase, EntryPhase::Verified(_))
                         && matches!(known.phase, EntryPhase::Published(_));
                     let former = known.placed();
-                    let intent = EntryRecord { former, is_mend, ..intent.clone() };
+                    let mut intent = EntryRecord { former, is_mend, ..intent.clone() };
+                    if is_mend {
+                        // Taken from the file in DIR, which lost the same before.
+                        intent.losses.extend(known.losses);
+                        intent.losses.sort_unstable();
+                        intent.losses.dedup();
+                        intent.checksum = intent.checksum.or(known.checksum);
+                    }
                     gone.extend(tables.put(&intent)?);
                 }
             }

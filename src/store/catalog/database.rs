@@ -205,7 +205,7 @@ pub(super) fn corrupt(record: impl Into<String>) -> Failure {
 }
 
 const START_ANEW: &str =
-    "remove .lazycopy/catalog.redb to start anew; files that are published stay";
+    "`lazycopy forget --force DIR`, then the same command again: files that are there are compared with the source and kept";
 
 impl Failure {
     fn io(&self) -> Option<&io::Error> {

@@ -1,4 +1,4 @@
-//! The durable catalog of a destination: `DIR/.lazycopy/catalog.redb` and the hash trees beside it. What it says of a block or a file
+//! The durable catalog of a destination: `DIR/.lazycopy/catalog.redb` (or in `--state-dir`) and the hash trees beside it. What it says of a block or a file
 //! is true after a crash; what it does not say is not trusted. It decides nothing: [`super::checkpoint`], [`super::publish`] and
 //! [`super::recovery`] keep the order of syncs and call it. Blocking: the engine calls it from `spawn_blocking`.
 //!
@@ -58,6 +58,7 @@ use tables::{
 };
 use trees::Trees;
 
+pub(super) use ballast::BALLAST_NAME;
 pub(super) use changes::{IntentEnd, Landed, emptied, published, unmended};
 pub use record::{
     EntryPhase, EntryRecord, ErrorNote, OtherRecord, Part, Placed, ProofClass, Version,
@@ -67,9 +68,9 @@ pub use record::{
 const SCHEMA: u64 = 1;
 /// Length of the error history.
 pub const ERRORS_KEPT: u64 = 1000;
-const CATALOG_NAME: &str = "catalog.redb";
+pub(super) const CATALOG_NAME: &str = "catalog.redb";
 /// A catalog that is being made.
-const DRAFT_NAME: &str = "catalog.new";
+pub(super) const DRAFT_NAME: &str = "catalog.new";
 
 /// What is being copied here.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,6 +36,17 @@ pub enum ProofClass {
     AdoptedUnverified = 3,
 }
 
+impl ProofClass {
+    /// The word in reports and receipts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProofClass::SourceChecksum => "source-checksum",
+            ProofClass::Transfer => "transfer",
+            ProofClass::AdoptedUnverified => "adopted-unverified",
+        }
+    }
+}
+
 /// A part by name and inode number. No device number: it changes over a reboot, and nothing of ours is on another device than DIR.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {

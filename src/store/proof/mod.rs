@@ -53,11 +53,16 @@ pub struct Difference {
     pub recorded_size: u64,
     /// Length in bytes now.
     pub size: u64,
-    /// Whether length or time of modification are not what we placed.
+    /// Whether its time of modification is not what we placed: somebody wrote to it. Rot leaves the time as it is.
     pub is_touched: bool,
 }
 
 impl Difference {
+    /// Whether somebody has changed it since, as far as length and time tell.
+    pub fn is_changed(&self) -> bool {
+        self.is_touched || self.size != self.recorded_size
+    }
+
     /// The bytes that differ, are missing, or are too many.
     pub fn ranges(&self) -> Vec<ByteRange> {
         let bytes = |run: &Range<u64>| {

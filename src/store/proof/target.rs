@@ -1,6 +1,6 @@
 //! One file that is being proven.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Advice, FileType, OFlags};
 use rustix::io::Errno;
@@ -59,9 +59,7 @@ impl Opener {
     ) -> Result<Target, Box<(EntryRecord, Flaw)>> {
         match self.try_open(&disk.root, &record.path) {
             Ok(Some((file, now))) => {
-                let placed = record.placed();
-                let is_same = placed
-                    .is_some_and(|placed| (placed.size, placed.modified) == (now.size, now.modified));
+                let is_same = record.placed().is_some_and(|then| then.modified == now.modified);
                 let is_touched = !is_same && !is_link;
                 Ok(Target { record, file, size: now.size, is_touched })
             }
@@ -219,7 +217,7 @@ impl Target {
 /// The hashes of the blocks of `range`, which is a run of whole blocks of a file of `size` bytes; `None` where bytes are missing. Holes
 /// are not read.
 pub(super) fn hash_blocks(
-    file: std::os::fd::BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
     range: ByteRange,
     size: u64,
     buffer: &mut Vec<u8>,
@@ -230,24 +228,42 @@ pub(super) fn hash_blocks(
     let mut offset = range.start;
     while offset < range.end {
         let batch = ByteRange::at(offset, (BATCH_BLOCKS * BLOCK_BYTES) as u64).intersect(range);
-        let is_hole = !data.has_data(file, batch)?;
+        let is_hole = !data.has_data(file, batch)? && is_within(file, batch)?;
         let wanted = usize::try_from(batch.len()).unwrap_or(buffer.len());
-        // A hole behind the end of a cut file is no hole.
-        let is_here = |read: usize| read == wanted;
-        let read = if is_hole {
-            let end = rustix::fs::fstat(file)?.st_size;
-            if u64::try_from(end).is_ok_and(|end| end >= batch.end) { wanted } else { 0 }
-        } else {
-            read_full(file, offset, &mut buffer[..wanted])?
+        let read = match is_hole {
+            true => wanted,
+            false => read_blocks(file, offset, &mut buffer[..wanted])?,
         };
         for (at, index) in batch.blocks().enumerate() {
             let len = usize::try_from(block_range(index, size).len()).unwrap_or(BLOCK_BYTES);
             let start = at * BLOCK_BYTES;
             let bytes = if is_hole { &ZEROS[..len] } else { &buffer[start..start + len] };
-            let is_whole = is_here(read) || (!is_hole && start + len <= read);
-            hashes.push(if is_whole { hash_block(index, size, bytes) } else { None });
+            hashes.push(if start + len <= read { hash_block(index, size, bytes) } else { None });
         }
         offset = batch.end;
     }
     Ok(hashes)
+}
+
+/// What lies behind the end of a cut file is no hole.
+fn is_within(file: BorrowedFd<'_>, range: ByteRange) -> Result<bool, Errno> {
+    let size = rustix::fs::fstat(file)?.st_size;
+    Ok(u64::try_from(size).is_ok_and(|size| range.end <= size))
+}
+
+/// Reads until `target` is full or the file ends. What the disk cannot read any more counts as missing, from its block on.
+fn read_blocks(file: BorrowedFd<'_>, offset: u64, target: &mut [u8]) -> Result<usize, Errno> {
+    let whole = read_full(file, offset, target);
+    if whole != Err(Errno::IO) {
+        return whole;
+    }
+    let mut read = 0;
+    for block in target.chunks_mut(BLOCK_BYTES) {
+        match read_full(file, offset + read as u64, block) {
+            Ok(len) if len == block.len() => read += len,
+            Ok(_) | Err(Errno::IO) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(read)
 }
