@@ -19,11 +19,13 @@ use lazycopy::control::server::ControlServer;
 use lazycopy::control::status::{
     JobPhase, JsonPath, SCHEMA, StatusReport, StuckOperation, StuckReport,
 };
+use lazycopy::control::verify::{Summary, VerifyLine, VerifyOrder, VerifyTask};
 use lazycopy::control::{Controlled, UnmountRequest};
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::vfs::mount::{MountOptions, UnmountMode, unmount_ours};
 use lazycopy::vfs::mountinfo::DeviceNumber;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use crate::served::Served;
 
@@ -63,6 +65,19 @@ impl Controlled for Daemon {
             thread: 99,
         };
         StuckReport { schema: SCHEMA, session: "s".to_owned(), operations: vec![operation] }
+    }
+
+    async fn verify(
+        &self,
+        order: VerifyOrder,
+        lines: mpsc::Sender<VerifyLine>,
+    ) -> Result<VerifyLine> {
+        if order.task == VerifyTask::Compare {
+            return Err(Error::new(Kind::Busy, "verify").because("another one"));
+        }
+        let mended = VerifyLine::Mended { path: JsonPath::new("film.mov"), fetched: 7 };
+        drop(lines.send(mended).await);
+        Ok(VerifyLine::Summary(Summary { clean: true, mended: 1, ..Summary::default() }))
     }
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The background copy: what it does, where it stands, how it ended.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::task::AbortHandle;
@@ -9,8 +10,10 @@ use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
 use crate::daemon::start::Place;
-use crate::engine::Engine;
 use crate::engine::stats::Stats;
+use crate::engine::{Engine, on_disk};
+use crate::error::Result;
+use crate::store::receipt::Copied;
 
 /// One copy of one source into one destination.
 #[derive(Debug)]
@@ -51,7 +54,7 @@ impl Job {
     async fn copy_all(&self, engine: &Arc<Engine>) {
         let copied = engine.hydrate().await;
         let finished = match copied {
-            Ok(0) => engine.finish_root().await.map(|()| 0),
+            Ok(0) => self.finish(engine).await.map(|()| 0),
             other => other,
         };
         match finished {
@@ -68,6 +71,16 @@ impl Job {
                 tracing::error!(%error, "copy ended");
             }
         }
+    }
+
+    /// The last steps: DIR itself, then what it can show.
+    async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+        engine.finish_root().await?;
+        let (destination, job) = (engine.destination(), self.name.clone());
+        on_disk("write receipt", move || {
+            destination.write_receipt(&Copied { job, ended: SystemTime::now() })
+        })
+        .await
     }
 
     /// Where it stands.

@@ -157,7 +157,7 @@ fn canonical_destination(path: &Path) -> Result<PathBuf> {
     }
 }
 
-async fn open_source(spec: &SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
+pub(super) async fn open_source(spec: &SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
     match spec.clone() {
         SourceSpec::Local(path) => {
             let options = LocalOptions { cross_mounts };
@@ -194,6 +194,7 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     let options = DestinationOptions {
         preserve_privileged: settings.publish.preserve_privileged,
         strict_metadata: settings.publish.strict_metadata,
+        state_dir: settings.state_dir.clone(),
         ..DestinationOptions::default()
     };
     let path = place.destination.clone();

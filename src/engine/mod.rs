@@ -161,6 +161,16 @@ impl Engine {
         &self.in_flight
     }
 
+    /// The destination.
+    pub fn destination(&self) -> Arc<Destination> {
+        Arc::clone(&self.destination)
+    }
+
+    /// The source.
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source)
+    }
+
     /// The settings.
     pub fn settings(&self) -> &EngineSettings {
         &self.settings

@@ -112,7 +112,8 @@ impl Destination {
         let (own, shown_as) = state.catalog(&root);
         let catalog = Catalog::open(own, state.trees(), &shown_as)?;
         let receipt = HasReceipt::default();
-        let disk = Disk { root, catalog, state, abilities, options, descriptors, ids, receipt, salt };
+        let disk =
+            Disk { root, catalog, state, abilities, options, descriptors, ids, receipt, salt };
         disk.look_for_receipt();
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };
         let recovery = opened.recover()?;

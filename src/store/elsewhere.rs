@@ -53,9 +53,11 @@ impl Elsewhere {
         let Some((id, remembered)) = pointer(state).map_err(failed)? else {
             let Some(asked) = asked else { return Ok(None) };
             if stat_entry(state, CATALOG_NAME.as_ref()).map_err(failed)?.is_some() {
-                return Err(refused(asked, format!(
-                    "{} keeps its state within itself already", root.shown_as().display()
-                )).hint("leave --state-dir out"));
+                return Err(refused(
+                    asked,
+                    format!("{} keeps its state within itself already", root.shown_as().display()),
+                )
+                .hint("leave --state-dir out"));
             }
             return Self::begin(root, state, inode, asked).map(Some);
         };
@@ -70,7 +72,8 @@ impl Elsewhere {
         };
         let owner = owner(opened.as_fd()).map_err(|errno| Error::io("read", errno).at(path))?;
         let Some(owner) = owner.filter(|owner| (owner.id, owner.inode) == (id, inode)) else {
-            let error = refused(path, format!("it is not the state of {}", root.shown_as().display()));
+            let error =
+                refused(path, format!("it is not the state of {}", root.shown_as().display()));
             let is_elsewhere = asked.is_some_and(|asked| asked != remembered);
             return Err(if is_elsewhere {
                 error.hint(format!("its state lies in {}", remembered.display()))

@@ -100,8 +100,11 @@ pub fn forget(path: &Path, state_dir: Option<&Path>, is_forced: bool) -> Result<
 
 fn unfinished(path: &Path, forgotten: Forgotten) -> Error {
     let parts = match forgotten.parts {
-        0 => "nothing that was fetched is lost, but the next copy compares every file again".to_owned(),
-        parts => format!("{parts} unfinished files with {} bytes would be lost", forgotten.part_bytes),
+        0 => "nothing that was fetched is lost, but the next copy compares every file again"
+            .to_owned(),
+        parts => {
+            format!("{parts} unfinished files with {} bytes would be lost", forgotten.part_bytes)
+        }
     };
     Error::new(Kind::Exists, "forget")
         .at(path)
@@ -128,7 +131,9 @@ fn open_state(root: &Root) -> Result<Option<OwnedFd>> {
 }
 
 fn foreign(path: PathBuf, why: &str) -> Error {
-    Error::new(Kind::Denied, "forget").at(path).because(format!("{why}: not made by lazycopy, left alone"))
+    Error::new(Kind::Denied, "forget")
+        .at(path)
+        .because(format!("{why}: not made by lazycopy, left alone"))
 }
 
 /// A private directory holds our lock and nothing that we do not know.

@@ -179,7 +179,8 @@ impl Destination {
                 _ => error,
             }
         })?;
-        sync_directory(to.as_fd()).map_err(|errno| disk.root.error("sync directory of", new, errno))?;
+        sync_directory(to.as_fd())
+            .map_err(|errno| disk.root.error("sync directory of", new, errno))?;
         disk.catalog.note_other(new, EntryKind::File, Some(existing), Some(&[]))
     }
 }
@@ -257,7 +258,10 @@ impl<'a> Publication<'a> {
         let part = Some(Part { name: self.part.clone(), inode: placed.inode });
         let checksum = metadata.attributes.checksum.clone();
         let noted = (self.losses.clone(), checksum);
-        Ok(Some(EntryRecord { part, ..record_of(path, &vouched, EntryPhase::Verified(placed), noted) }))
+        Ok(Some(EntryRecord {
+            part,
+            ..record_of(path, &vouched, EntryPhase::Verified(placed), noted)
+        }))
     }
 
     fn end_intent(&self, end: IntentEnd) -> Option<(&'a RelPath, u64, IntentEnd)> {
@@ -321,9 +325,7 @@ fn intend<'a>(disk: &Disk, stages: Vec<Result<Publication<'a>>>) -> Vec<Result<P
         stages.iter().flatten().filter_map(|(_, intent)| intent.clone()).collect();
     let recorded = match intents.as_slice() {
         [] => Ok(Vec::new()),
-        intents => {
-            disk.will_change(intents).and_then(|()| disk.catalog.record_intents(intents))
-        }
+        intents => disk.will_change(intents).and_then(|()| disk.catalog.record_intents(intents)),
     };
     let mut counts = recorded.as_deref().unwrap_or_default().iter();
     let mut take_part = |(mut publication, intent): (Publication<'a>, Option<EntryRecord>)| {

@@ -8,14 +8,12 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::SystemTime;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::core::attributes::{Checksum, EntryKind, Fingerprint, Timestamp, Validator};
-use crate::core::path::RelPath;
+use crate::core::path::{RelPath, escape, exact};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, Ordering};
 
@@ -74,13 +72,9 @@ impl Destination {
         let failed = |errno| Error::io("write receipt of", errno).at(disk.root.shown_as());
         let state = disk.state.fd();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
-        let draft = create_beneath(
-            state,
-            RECEIPT_DRAFT_NAME.as_bytes(),
-            flags,
-            Mode::from_raw_mode(0o600),
-        )
-        .map_err(failed)?;
+        let draft =
+            create_beneath(state, RECEIPT_DRAFT_NAME.as_bytes(), flags, Mode::from_raw_mode(0o600))
+                .map_err(failed)?;
         let mut writer = Writer::new(BufWriter::new(File::from(draft)), disk.root.shown_as());
         self.write_all_of_receipt(&mut writer, copied)?;
         let file = writer.to.into_inner().map_err(|error| {
@@ -113,7 +107,8 @@ impl Destination {
             "ended_at": rfc3339(copied.ended),
         }))?;
         let mut totals = Totals::default();
-        for class in [ProofClass::SourceChecksum, ProofClass::Transfer, ProofClass::AdoptedUnverified]
+        for class in
+            [ProofClass::SourceChecksum, ProofClass::Transfer, ProofClass::AdoptedUnverified]
         {
             totals.proof.insert(class.as_str(), 0);
         }
@@ -279,13 +274,12 @@ fn words(losses: &[MetadataLoss]) -> Vec<&'static str> {
 
 /// Readable in `path`; exact in `path_b64` where that is not UTF-8.
 fn path_of(path: &RelPath) -> Value {
-    match std::str::from_utf8(path.as_bytes()) {
-        Ok(text) => json!({ "path": text }),
-        Err(_) => json!({
-            "path": path.as_bytes().escape_ascii().to_string(),
-            "path_b64": BASE64_STANDARD.encode(path.as_bytes()),
-        }),
+    let name = path.as_path().as_os_str();
+    let mut value = json!({ "path": escape(name) });
+    if let Some(exact) = exact(name) {
+        value["path_b64"] = json!(exact);
     }
+    value
 }
 
 fn fingerprint(fingerprint: &Fingerprint) -> Value {

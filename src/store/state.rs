@@ -144,8 +144,7 @@ pub(super) fn write_file(
     content: &[u8],
 ) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
-    let draft =
-        create_beneath(state, DRAFT_NAME.as_bytes(), flags, Mode::from_raw_mode(0o644))?;
+    let draft = create_beneath(state, DRAFT_NAME.as_bytes(), flags, Mode::from_raw_mode(0o644))?;
     write_all(draft.as_fd(), content)?;
     rustix::fs::fsync(&draft)?;
     rustix::fs::renameat(state, DRAFT_NAME, directory, name)?;
@@ -270,19 +269,13 @@ pub(super) fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno>
 }
 
 /// A small regular file as text; `None` if it does not exist.
-pub(super) fn read_small(
-    directory: BorrowedFd<'_>,
-    name: &str,
-) -> Result<Option<String>, Errno> {
+pub(super) fn read_small(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>, Errno> {
     let bytes = read_bytes(directory, name)?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// The first [`SMALL_BYTES`] of a regular file; `None` if it does not exist.
-pub(super) fn read_bytes(
-    directory: BorrowedFd<'_>,
-    name: &str,
-) -> Result<Option<Vec<u8>>, Errno> {
+pub(super) fn read_bytes(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = match open_beneath(directory, name.as_bytes(), flags) {
         Ok(fd) => fd,

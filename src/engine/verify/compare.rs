@@ -191,8 +191,7 @@ impl Verification {
                 {
                     let piece = piece?;
                     let (ours, at, len) = (Arc::clone(ours), offset, piece.len() as u64);
-                    let found =
-                        on_disk("compare", move || differing_in(&ours, at, &piece)).await?;
+                    let found = on_disk("compare", move || differing_in(&ours, at, &piece)).await?;
                     found.into_iter().for_each(|block| add(&mut runs, block));
                     offset += len;
                 }

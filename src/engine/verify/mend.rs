@@ -18,7 +18,8 @@ use crate::store::publish::{Candidate, Vouched};
 use crate::store::verify::hash_backing;
 use crate::store::{BackingFile, Identity, Metadata, Replace};
 
-const GO_ON: &str = "`lazycopy mount --hydrate` with the same SOURCE and --dest puts it there again";
+const GO_ON: &str =
+    "`lazycopy mount --hydrate` with the same SOURCE and --dest puts it there again";
 
 impl Verification {
     /// Mends `found`; answers the bytes that were fetched.
@@ -171,7 +172,8 @@ impl Verification {
 
     async fn check_version(&self, source: &dyn Source, record: &EntryRecord) -> Result<()> {
         let asked = tokio::time::timeout(self.stall, source.stat(&record.path)).await;
-        let now = asked.map_err(|late| Error::new(Kind::Timeout, "ask source").caused_by(late))??;
+        let now =
+            asked.map_err(|late| Error::new(Kind::Timeout, "ask source").caused_by(late))??;
         if now.fingerprint == record.version.fingerprint {
             return Ok(());
         }

@@ -125,7 +125,7 @@ pub struct Verification {
     /// The copy.
     pub destination: Arc<Destination>,
     /// Its source.
-    pub source: Arc<dyn SourceDoor>,
+    pub source: Box<dyn SourceDoor>,
     /// Who serves the copy meanwhile, to be told what was mended.
     pub engine: Option<Arc<Engine>>,
     /// How it is read.

@@ -204,8 +204,7 @@ pub(super) fn corrupt(record: impl Into<String>) -> Failure {
     Failure::Ours(Error::new(Kind::Corrupt, "read catalog").because(why).hint(START_ANEW))
 }
 
-const START_ANEW: &str =
-    "`lazycopy forget --force DIR`, then the same command again: files that are there are compared with the source and kept";
+const START_ANEW: &str = "`lazycopy forget --force DIR`, then the same command again: files that are there are compared with the source and kept";
 
 impl Failure {
     fn io(&self) -> Option<&io::Error> {

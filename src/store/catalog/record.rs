@@ -211,18 +211,7 @@ impl EntryRecord {
         from.end()?;
         let version = Version { ino, fingerprint, is_settled: flags & 1 != 0 };
         let is_mend = flags & 32 != 0;
-        Some(Self {
-            path,
-            version,
-            phase,
-            part,
-            former,
-            digest,
-            proof,
-            checksum,
-            losses,
-            is_mend,
-        })
+        Some(Self { path, version, phase, part, former, digest, proof, checksum, losses, is_mend })
     }
 }
 
@@ -504,7 +493,8 @@ mod tests {
     }
 
     fn other() -> impl Strategy<Value = OtherRecord> {
-        let link_of = prop::option::of("[a-z]{1,9}".prop_map(|path| path_of(path.as_bytes()).unwrap()));
+        let link_of =
+            prop::option::of("[a-z]{1,9}".prop_map(|path| path_of(path.as_bytes()).unwrap()));
         (prop::sample::select(KINDS.to_vec()), link_of, losses()).prop_map(
             |(kind, link_of, losses)| OtherRecord {
                 path: path_of(b"c/\xfe").unwrap(),

@@ -228,7 +228,9 @@ impl Pending {
         self.left -= 1;
         match sum {
             Ok(sum) => {
-                if let Some(value) = usize::try_from(index).ok().and_then(|at| self.values.get_mut(at)) {
+                if let Some(value) =
+                    usize::try_from(index).ok().and_then(|at| self.values.get_mut(at))
+                {
                     *value = sum.value;
                 }
                 self.suspects.extend(sum.suspects);

@@ -9,14 +9,14 @@ use crate::core::hashes::BlockHash;
 use crate::core::path::RelPath;
 use crate::core::range::{BLOCK_SIZE, ByteRange, block_count, block_range};
 use crate::error::{Error, Kind};
+use crate::store::Identity;
 use crate::store::backing::read_full;
 use crate::store::catalog::{EntryPhase, EntryRecord};
 use crate::store::destination::Disk;
 use crate::store::recovery::placed_of;
+use crate::store::root::Root;
 use crate::store::root::{open_beneath, stat_entry};
 use crate::store::verify::{BLOCK_BYTES, DataCursor, ZEROS, hash_block, root_of, subtree};
-use crate::store::root::Root;
-use crate::store::Identity;
 
 use super::{Difference, Flaw, runs};
 
