@@ -192,6 +192,19 @@ fn a_client_gets_what_the_daemon_says() {
 }
 
 #[test]
+fn what_is_found_comes_line_by_line_and_an_error_ends_it() {
+    let played = Played::start(None, true);
+    let client = Client::new(played.socket());
+    let mut lines = Vec::new();
+    client.verify(&VerifyOrder::default(), |line| lines.push(line)).unwrap();
+    assert!(matches!(lines[0], VerifyLine::Mended { fetched: 7, .. }), "{lines:?}");
+    assert!(matches!(lines[1], VerifyLine::Summary(Summary { clean: true, .. })), "{lines:?}");
+    let order = VerifyOrder { task: VerifyTask::Compare, source: None };
+    let error = client.verify(&order, |line| panic!("{line:?}")).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy);
+}
+
+#[test]
 fn what_is_not_there_is_404_and_the_wrong_verb_405_both_in_json() {
     let played = Played::start(None, true);
     let unknown = played.raw(b"GET /v1/pause HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

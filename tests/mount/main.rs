@@ -24,3 +24,4 @@ mod sparse;
 mod status;
 mod stress;
 mod unmounting;
+mod verify;

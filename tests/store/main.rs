@@ -4,7 +4,9 @@
 mod catalog;
 mod crash;
 mod faults;
+mod forget;
 mod kill;
+mod mend;
 mod open;
 mod publish;
 mod support;
