@@ -71,7 +71,7 @@ impl Client {
         let request = self.request(Method::POST, "/v1/verify", order)?;
         let runtime = runtime().map_err(|error| self.failed(error))?;
         runtime.block_on(async {
-            let late = |_| {
+            let late = |_elapsed| {
                 Error::new(Kind::Timeout, "ask daemon")
                     .at(&self.socket)
                     .because(format!("no word for {} s", WORD.as_secs()))

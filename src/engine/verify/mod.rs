@@ -83,7 +83,7 @@ pub enum Event {
     /// How far it is.
     Progress(Proven),
     /// An entry has a flaw.
-    Found(Found),
+    Found(Box<Found>),
     /// DIR and source differ.
     Contrast(RelPath, Contrast),
     /// The source could not be read: no difference, but no proof either.
@@ -183,7 +183,7 @@ impl Verification {
     /// Blocking.
     fn prove_now(&self, flawed: &mpsc::Sender<Found>) -> Result<Proven> {
         let mut told = Instant::now();
-        let is_over = self.destination.prove(self.options, &mut |proven, found| {
+        self.destination.prove(self.options, &mut |proven, found| {
             if found.is_some() || told.elapsed() >= PROGRESS {
                 told = Instant::now();
                 if self.events.blocking_send(Event::Progress(*proven)).is_err() {
@@ -191,13 +191,12 @@ impl Verification {
                 }
             }
             let Some(found) = found else { return ControlFlow::Continue(()) };
-            let told = self.events.blocking_send(Event::Found(found.clone()));
+            let told = self.events.blocking_send(Event::Found(Box::new(found.clone())));
             match told.is_err() || flawed.blocking_send(found).is_err() {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
-        });
-        is_over
+        })
     }
 
     async fn list(self: Arc<Self>) -> Result<Verified> {
@@ -205,7 +204,7 @@ impl Verification {
         on_disk("list digests", move || {
             let catalog = lister.destination.catalog();
             let send = |path, digest| {
-                lister.events.blocking_send(Event::Digest(path, digest)).map_err(|_| {
+                lister.events.blocking_send(Event::Digest(path, digest)).map_err(|_closed| {
                     Error::new(Kind::Io, "list digests").because("nobody listens any more")
                 })
             };

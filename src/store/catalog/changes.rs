@@ -154,6 +154,7 @@ impl Catalog {
                     let is_mend = matches!(intent.phase, EntryPhase::Verified(_))
                         && matches!(known.phase, EntryPhase::Published(_));
                     let former = known.placed();
+                    tables.remove_other(intent.path.as_bytes())?;
                     let mut intent = EntryRecord { former, is_mend, ..intent.clone() };
                     if is_mend {
                         // Taken from the file in DIR, which lost the same before.

@@ -8,7 +8,7 @@
 //! | `bits` | block maps in segments of 4 KiB |
 //! | `changes` | what is said of entries, each in one transaction |
 //! | `tables` | the tables, kept in step with each other |
-//! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one |
+//! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
 //! | `trees` | block hashes, in files of their own: 2.5 GB for 10 TB |
 //!
 //! # Schema 1
@@ -29,6 +29,7 @@ mod codec;
 #[cfg(test)]
 mod crash;
 mod database;
+mod guard;
 #[cfg(test)]
 mod laws;
 mod record;
@@ -152,7 +153,6 @@ impl Catalog {
                 // All tables, so that every reader finds them.
                 drop(Tables::open(transaction)?);
                 transaction.open_table(ERRORS)?;
-                transaction.open_table(OTHERS)?;
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("schema", SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())
@@ -419,6 +419,11 @@ fn opener_of(state: OwnedFd, name: &'static str) -> Opener {
     let flags = if is_draft { OFlags::CREATE } else { OFlags::empty() };
     Box::new(move |builder| {
         let file = open_file(state.as_fd(), name, flags).map_err(std::io::Error::from)?;
+        // redb would begin an empty file anew.
+        let is_empty = || rustix::fs::fstat(&file).map(|stat| stat.st_size == 0);
+        if !is_draft && is_empty().map_err(std::io::Error::from)? {
+            return Err(redb::StorageError::Corrupted("it is empty".to_owned()).into());
+        }
         builder.create_file(file.into())
     })
 }

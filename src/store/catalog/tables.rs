@@ -31,6 +31,7 @@ pub(super) struct Tables<'t> {
     inos: Table<'t, u64, &'static [u8]>,
     blocks: Table<'t, (u64, u64), &'static [u8]>,
     unfinished: Table<'t, &'static [u8], ()>,
+    others: Table<'t, &'static [u8], &'static [u8]>,
 }
 
 impl<'t> Tables<'t> {
@@ -40,6 +41,7 @@ impl<'t> Tables<'t> {
             inos: transaction.open_table(INOS)?,
             blocks: transaction.open_table(BLOCKS)?,
             unfinished: transaction.open_table(UNFINISHED)?,
+            others: transaction.open_table(OTHERS)?,
         })
     }
 
@@ -95,6 +97,12 @@ impl<'t> Tables<'t> {
         self.inos.remove(old.version.ino)?;
         self.clear_all(old.version.ino)?;
         Ok(Some(old))
+    }
+
+    /// What had no bytes of its own has some now.
+    pub(super) fn remove_other(&mut self, path: &[u8]) -> Result<(), Failure> {
+        self.others.remove(path)?;
+        Ok(())
     }
 
     /// Records `blocks` of a file as trusted or not.

@@ -33,7 +33,7 @@ enum Task {
 
 /// What came of one.
 enum Done {
-    File { record: EntryRecord, flaw: Option<Flaw> },
+    File(Box<(EntryRecord, Option<Flaw>)>),
     Segment { target: Arc<Target>, number: u64, index: u64, sum: Result<Sum> },
 }
 
@@ -116,7 +116,7 @@ impl Shower<'_> {
     }
 
     fn give(&self, task: Task) -> Result<()> {
-        let ended = |_| Error::new(Kind::Io, "prove files").because("it was ended");
+        let ended = |_closed| Error::new(Kind::Io, "prove files").because("it was ended");
         self.give.send(task).map_err(ended)
     }
 }
@@ -132,13 +132,13 @@ fn work(disk: &Disk, options: ProofOptions, tasks: &Receiver<Task>, finish: &Sen
         let done = match task {
             Task::Small { record, is_link } => {
                 let (record, flaw) = prove_small(disk, record, is_link, &mut opener, &mut buffer);
-                Done::File { record, flaw }
+                Done::File(Box::new((record, flaw)))
             }
             Task::Segment { target, number, index } => {
                 let sum = target.sum(disk, index, &mut buffer);
                 Done::Segment { target, number, index, sum }
             }
-            Task::Flawed { record, flaw } => Done::File { record, flaw: Some(flaw) },
+            Task::Flawed { record, flaw } => Done::File(Box::new((record, Some(flaw)))),
         };
         if finish.send(done).is_err() {
             return;
@@ -177,7 +177,8 @@ fn collect(
     let mut pending: HashMap<u64, Pending> = HashMap::new();
     for done in results {
         let ended = match done {
-            Done::File { record, flaw } => {
+            Done::File(file) => {
+                let (record, flaw) = *file;
                 proven.bytes += record.version.fingerprint.size;
                 Some((record, flaw))
             }
