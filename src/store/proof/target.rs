@@ -23,7 +23,7 @@ use super::{Difference, Flaw, runs};
 /// What one thread takes at a time: a whole subtree of 2^7 blocks. Its value stands for it, so that a file of 10 TB costs 20 MB.
 pub(super) const SEGMENT: u64 = 128 * BLOCK_SIZE;
 /// Read at once: small enough to be hashed out of the cache.
-const BATCH_BLOCKS: usize = 4;
+const BATCH_BLOCKS: usize = 2;
 
 /// A published file, open.
 #[derive(Debug)]
