@@ -67,7 +67,7 @@ bench: ## measure beside curl, aria2 and rclone on a paced origin (up to 10 minu
 .PHONY: stress-test
 stress-test: ## run the stress tests on real mounts ITERATIONS=10 times; SEED=n repeats one
 	@scripts/setup.sh --test
-	REQUIRE_FUSE=1 ITERATIONS=$(ITERATIONS) $(CARGO) test --release --locked --test mount stress -- --nocapture
+	REQUIRE_FUSE=1 ITERATIONS=$(ITERATIONS) $(CARGO) test --release --locked --test mount -- stress:: crash:: --nocapture
 
 # Both detectors have a target directory of their own, so that they and the ordinary build do not throw each other's work away.
 .PHONY: test-race

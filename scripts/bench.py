@@ -34,6 +34,7 @@ SHAPES = {
     "random": "cold random 4 KiB reads of an open file, one after the other",
     "sequential": "cold sequential: the whole big file, 1 MiB reads",
     "parallel": "4 parallel readers: 4 files at once, 1 MiB reads",
+    "reopen": "mount of a destination whose catalog knows 1 000 000 files, after kill -9 (local source)",
     "published": "published file through the mount beside the native file, both warm (fio, psync, one job)",
     "verify": "a finished copy proven again beside b3sum on the same files, all cores; cold: the page cache was dropped",
 }
@@ -152,12 +153,21 @@ class Rclone(Mount):
 MOUNTS = {"ours": Ours, "rclone": Rclone}
 
 
-def run(command, what):
+def run(command, what, environment=None, deadline_s=DEADLINE_S):
     """Runs a command to its end and gives its output."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s, check=False, env=environment)
     if result.returncode != 0:
         raise Failure(f"{what}: exit {result.returncode}: {(result.stderr or result.stdout).strip()[-400:]}")
     return result.stdout
+
+
+def is_running(pid):
+    """Whether a process runs; its remains do not count."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def wait_until(condition, what, deadline_s, process=None):
@@ -301,6 +311,68 @@ class Bench:
 
     def shape_tail(self):
         self.small_read("tail", self.size(self.big) - PIECE, True)
+
+    def shape_reopen(self):
+        files = 100_000 if self.quick else 1_000_000
+        if "ours" not in self.tools:
+            return
+        base = os.path.join(self.work, "reopen")
+        source, away, store, path = (os.path.join(base, name) for name in ("source", "away", "store", "mount"))
+        try:
+            os.makedirs(os.path.join(source, "directory 0000"))
+            os.makedirs(path)
+            made = {**os.environ, "LAZYCOPY_BENCH_DEST": store, "LAZYCOPY_BENCH_SOURCE": source, "LAZYCOPY_BENCH_FILES": str(files)}
+            run(["cargo", "test", "--quiet", "--release", "--test", "store", "--", "--ignored", "--exact",
+                 "million::a_catalog_of_many_files_is_made"], "making a catalog", made, 1800)
+            mount = [self.lazycopy, "mount", source, path, "--dest", store]
+            runs = []
+            for _ in range(self.runs):
+                run(mount, "lazycopy mount")
+                # As a crash would leave it; the mount without a daemon is taken away by the next start.
+                self.kill_daemon_of(path)
+                os.rename(source, away)
+                started = time.perf_counter()
+                run(mount, "lazycopy mount")
+                usable = time.perf_counter()
+                shown = sum(1 for entry in os.scandir(os.path.join(path, "directory 0007")) if entry.stat().st_size)
+                listed = time.perf_counter()
+                resident = self.resident_kib(path)
+                run([self.lazycopy, "unmount", "--wait", path], "lazycopy unmount")
+                os.rename(away, source)
+                if shown != 1000:
+                    raise Failure(f"{shown} of 1000 files in a directory")
+                runs.append(((usable - started) * 1000, (listed - usable) * 1000, resident / 1024))
+        except FAILURES as failure:
+            self.rows.append({"shape": "reopen", "tool": "ours", "failed": str(failure)})
+            print(f"  reopen: FAILED: {failure}", flush=True)
+            return
+        finally:
+            subprocess.run([self.lazycopy, "unmount", "--force", path], capture_output=True, check=False)
+            shutil.rmtree(base, ignore_errors=True)
+        self.add("reopen", "ours", "usable", "ms", [one[0] for one in runs],
+                 f"{files} files known; lazycopy mount until it returns, its source away")
+        self.add("reopen", "ours", "ls -l of 1000", "ms", [one[1] for one in runs], "names and attributes out of the catalog")
+        self.add("reopen", "ours", "resident", "MiB", [one[2] for one in runs], "after that")
+
+    def pid_of(self, path):
+        """The process that serves a mount."""
+        directory = os.environ["LAZYCOPY_RUNTIME_DIR"]
+        for name in os.listdir(directory):
+            if name.endswith(".json"):
+                with open(os.path.join(directory, name), encoding="utf-8") as file:
+                    record = json.load(file)
+                if record["mountpoint"] == os.path.realpath(path):
+                    return record["pid"]
+        raise Failure(f"nobody serves {path}")
+
+    def kill_daemon_of(self, path):
+        pid = self.pid_of(path)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid), "the daemon's end", 20)
+
+    def resident_kib(self, path):
+        with open(f"/proc/{self.pid_of(path)}/status", encoding="utf-8") as file:
+            return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1))
 
     def shape_random(self):
         count = 50 if self.quick else 100
@@ -534,7 +606,7 @@ def baseline(bench, row):
         base, name = bench.median("verify", "b3sum", row["metric"]), "b3sum"
     elif row["unit"] == "MB/s":
         base, name = bench.median(row["shape"], "16 curls", "rate"), "16 curls"
-    elif row["unit"] == "ms":
+    elif row["unit"] == "ms" and row["shape"] != "reopen":
         base, name = bench.median("request", "curl", "median of 20"), "one request"
     else:
         return None
@@ -583,6 +655,8 @@ def main():
     for which in (signal.SIGINT, signal.SIGTERM):
         signal.signal(which, lambda received, _: sys.exit(128 + received))
     os.environ["PATH"] += ":/usr/sbin"
+    # So that each daemon's process is known, and no other daemon is seen.
+    os.environ["LAZYCOPY_RUNTIME_DIR"] = os.path.join(options.work, "run")
     known = {"ours": os.environ.get("LAZYCOPY"), "curl": "curl", "aria2": "aria2c", "rclone": "rclone"}
     wanted = options.tools.split(",") if options.tools else list(known)
     if unknown := [tool for tool in wanted if tool not in known]:

@@ -15,6 +15,7 @@ use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::engine::Engine;
 use lazycopy::engine::file::LazyFile;
+use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
@@ -193,7 +194,7 @@ async fn an_existing_file_that_goes_before_it_is_compared_is_copied_like_any_oth
     let engine = with_existing(directory.path(), &[b'x'; 100]).await;
     let existing = directory.path().join("file");
     std::fs::remove_file(&existing).unwrap();
-    assert_eq!(engine.hydrate().await.unwrap(), 0);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
     assert_eq!(std::fs::read(&existing).unwrap(), [b'x'; 100]);
     assert_eq!(engine.stats().entries_failed(), 0);
 }
@@ -204,7 +205,7 @@ async fn an_existing_file_that_grows_before_it_is_compared_is_a_conflict() {
     let engine = with_existing(directory.path(), &[b'x'; 100]).await;
     let existing = directory.path().join("file");
     std::fs::write(&existing, [b'x'; 101]).unwrap();
-    assert_eq!(engine.hydrate().await.unwrap(), 1);
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 1);
     assert_eq!(std::fs::read(&existing).unwrap().len(), 101);
 }
 
@@ -328,7 +329,7 @@ async fn a_block_that_no_hash_vouches_for_is_compared_before_it_is_published() {
     for (left, fetched) in [([b'x'; 100], 100), ([b'y'; 100], 200)] {
         let directory = tempfile::tempdir().unwrap();
         let engine = with_part(directory.path(), &left).await;
-        assert_eq!(engine.hydrate().await.unwrap(), 0);
+        assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
         assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), [b'x'; 100]);
         // Once to compare, and once more if that was not it.
         assert_eq!(engine.stats().bytes_fetched.get(), fetched);

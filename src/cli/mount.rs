@@ -18,7 +18,8 @@ use crate::cli::{absolute, complain, finish, mount_options, say};
 use crate::daemon;
 use crate::daemon::readiness::{Readiness, StatusSource};
 use crate::daemon::settings::{
-    Existing, Fill, MountSettings, PublishSettings, ReadSettings, Refresh, SourceSpec, TreeSettings,
+    Existing, Fill, MountSettings, OnChange, PublishSettings, ReadSettings, Refresh, SourceSpec,
+    TreeSettings,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -58,6 +59,9 @@ pub(crate) struct MountArgs {
     /// Age at which a directory is listed again, as 2s or 10m, or never [default: 2s local, 60s remote]
     #[arg(long, value_name = "TIME", env = "LAZYCOPY_REFRESH", hide_env_values = true, value_parser = parse_refresh)]
     refresh: Option<Refresh>,
+    /// What to do with files that change at the source after they were first seen
+    #[arg(long, env = "LAZYCOPY_ON_CHANGE", hide_env_values = true, value_enum, default_value_t)]
+    on_change: OnChange,
     /// Space of --dest that stays free, as 500MB or 2GiB; below it nothing more is kept [default: 5 %, 1GiB to 64GiB]
     #[arg(long, value_name = "SIZE", env = "LAZYCOPY_RESERVE", hide_env_values = true, value_parser = parse_size)]
     reserve: Option<u64>,
@@ -95,7 +99,11 @@ impl MountArgs {
                 .transpose()?,
             fill,
             mount: mount_options::parse(&self.options)?,
-            tree: TreeSettings { refresh: self.refresh, cross_mounts: self.cross_mounts },
+            tree: TreeSettings {
+                refresh: self.refresh,
+                cross_mounts: self.cross_mounts,
+                on_change: self.on_change,
+            },
             reads: ReadSettings { timeout },
             publish: PublishSettings {
                 existing: self.existing,
@@ -187,8 +195,9 @@ struct Shown {
 }
 
 impl Readiness for Shown {
-    fn ready(&mut self, line: &str, status: StatusSource) -> Result<()> {
+    fn ready(&mut self, line: &str, warnings: &[String], status: StatusSource) -> Result<()> {
         say(line);
+        warnings.iter().for_each(|warning| complain(&format!("warning: {warning}")));
         if self.terminal.is_some() {
             complain("Ctrl-C unmounts");
         }

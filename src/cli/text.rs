@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanCount};
 
-use crate::control::status::{JobPhase, PausedBy, StatusReport};
+use crate::control::status::{FileCounts, JobPhase, PausedBy, StatusReport};
 
 /// `1.50 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
@@ -55,6 +55,15 @@ pub(crate) fn progress(report: &StatusReport) -> String {
     )
 }
 
+/// What the source has no more, if there is any.
+fn gone(files: &FileCounts) -> String {
+    let said = |number: u64, what: &str| match number {
+        0 => String::new(),
+        number => format!(", {} {what}", count(number)),
+    };
+    said(files.deleted, "deleted at the source and kept here") + &said(files.vanished, "vanished")
+}
+
 /// About ten lines about one daemon.
 pub(crate) fn status(report: &StatusReport) -> String {
     let files = &report.files;
@@ -65,12 +74,13 @@ pub(crate) fn status(report: &StatusReport) -> String {
         format!("kept in   {}", report.dest),
         format!("phase     {}, {:.1} %{eta}", phase(report), report.percent),
         format!(
-            "files     {} of {} published, {} partial, {} failed, {} changed, {} warnings",
+            "files     {} of {} published, {} partial, {} failed, {} changed{}, {} warnings",
             count(files.published),
             count(files.total),
             count(files.partial),
             count(files.failed),
             count(files.changed),
+            gone(files),
             count(files.warnings)
         ),
         format!(

@@ -116,6 +116,12 @@ pub struct FileCounts {
     pub failed: u64,
     /// Changed at the source meanwhile.
     pub changed: u64,
+    /// Deleted at the source after they were published; the copy is kept.
+    #[serde(default)]
+    pub deleted: u64,
+    /// Listed, and gone when they were to be copied.
+    #[serde(default)]
+    pub vanished: u64,
     /// Metadata that could not be kept.
     pub warnings: u64,
 }

@@ -9,7 +9,8 @@ use tokio::task::AbortHandle;
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
-use crate::daemon::start::Place;
+use crate::daemon::start::{Examine, Place, Started, write_marker};
+use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, on_disk};
 use crate::error::Result;
@@ -27,7 +28,9 @@ pub(super) struct Job {
 
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
-    pub(super) fn start(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Arc<Self> {
+    pub(super) fn start(started: &Started) -> Arc<Self> {
+        let Started { engine, place, fill, examine, .. } = started;
+        let (fill, examine) = (*fill, *examine);
         let first = match fill {
             Fill::OnDemand => JobPhase::Idle,
             Fill::Everything => JobPhase::Scanning,
@@ -40,10 +43,20 @@ impl Job {
         });
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
+            let place = place.clone();
             async move {
+                let examined = async {
+                    if examine == Examine::Later {
+                        engine.check_existing_later().await;
+                    }
+                };
                 match fill {
-                    Fill::OnDemand => engine.adopt_candidates().await,
-                    Fill::Everything => job.copy_all(&engine).await,
+                    Fill::OnDemand => {
+                        examined.await;
+                        engine.adopt_candidates().await;
+                    }
+                    // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
+                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine, &place))),
                 }
             }
         });
@@ -51,20 +64,37 @@ impl Job {
         job
     }
 
-    async fn copy_all(&self, engine: &Arc<Engine>) {
-        let copied = engine.hydrate().await;
+    /// The whole tree, and then, as long as it is mounted, what comes later.
+    async fn copy_all(&self, engine: &Arc<Engine>, place: &Place) {
+        let mut hydration = Hydration::new(engine);
+        let mut copied = hydration.copy_tree().await;
+        loop {
+            if !engine.has_news() {
+                self.end(engine, copied).await;
+                engine.news().await;
+            }
+            self.phase.store(Arc::new(JobPhase::Hydrating));
+            if let Err(error) = write_marker(&engine.destination, place).await {
+                tracing::warn!(%error, "the copy is not marked as incomplete");
+            }
+            copied = hydration.copy_news().await;
+        }
+    }
+
+    async fn end(&self, engine: &Arc<Engine>, copied: Result<u64>) {
         let finished = match copied {
-            Ok(0) => self.finish(engine).await.map(|()| 0),
+            Ok(0) if engine.stats().entries_failed() == 0 => self.finish(engine).await.map(|()| 0),
             other => other,
         };
+        let failed = engine.stats().entries_failed();
         match finished {
-            Ok(0) => {
+            Ok(0) if failed == 0 => {
                 self.phase.store(Arc::new(JobPhase::Complete));
                 tracing::info!(files = engine.stats().files_published(), "complete");
             }
-            Ok(failed) => {
+            Ok(now) => {
                 self.phase.store(Arc::new(JobPhase::Failed));
-                tracing::warn!(failed, "ended; not everything could be copied");
+                tracing::warn!(failed = failed.max(now), "ended; not everything could be copied");
             }
             Err(error) => {
                 self.phase.store(Arc::new(JobPhase::Failed));

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`readiness`] | what it is told; whom it tells that it is ready |
+//! | `reach` | the source, or what is known of it while it is away |
 //! | `start` | checks before the start, in the order in which they harm nobody |
 //! | `job` | the background copy and its phase |
 //! | `report` | status and stuck reports; the control socket's orders |
@@ -11,6 +12,7 @@
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod job;
+mod reach;
 pub mod readiness;
 mod report;
 pub mod settings;
@@ -85,7 +87,7 @@ async fn live(
     readiness: &mut dyn Readiness,
 ) -> Result<Outcome> {
     let reporter = Arc::new(Reporter::new(started));
-    let job = Job::start(&started.engine, &started.place, started.fill);
+    let job = Job::start(started);
     reporter.set_job(Arc::clone(&job));
     let watch = watch::start(&reporter, &started.statfs);
     let control = match report::serve(&reporter, &started.place) {
@@ -102,7 +104,7 @@ async fn live(
         let shown = Arc::downgrade(&reporter);
         let line = started.first_line();
         let status = move || shown.upgrade().map(|reporter| reporter.status_now());
-        readiness.ready(&line, Box::new(status))
+        readiness.ready(&line, &started.warnings, Box::new(status))
     };
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
     match told {

@@ -137,7 +137,11 @@ impl Reporter {
             ..StatusReport::of(&self.place.mountpoint, &self.place.destination)
         };
         let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);
-        let paused_by = (fills && self.engine.is_short_of_room()).then_some(PausedBy::Space);
+        let paused_by = match fills {
+            true if self.engine.is_source_away() => Some(PausedBy::Source),
+            true if self.engine.is_short_of_room() => Some(PausedBy::Space),
+            _ => None,
+        };
         report.in_phase(phase, paused_by)
     }
 
@@ -149,6 +153,8 @@ impl Reporter {
             partial: tally.files_partial,
             failed: stats.entries_failed(),
             changed: stats.files_changed.get(),
+            deleted: self.engine.changes().deleted_count(),
+            vanished: stats.entries_vanished.get(),
             warnings: stats.metadata_lost.get() + stats.names_refused.get(),
         }
     }

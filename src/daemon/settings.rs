@@ -48,6 +48,18 @@ pub struct TreeSettings {
     pub refresh: Option<Refresh>,
     /// Goes into other file systems below a local source.
     pub cross_mounts: bool,
+    /// What to do with files that change.
+    pub on_change: OnChange,
+}
+
+/// What to do with files that change at the source after they were first seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum OnChange {
+    /// Copy the new version.
+    #[default]
+    Follow,
+    /// Keep what is here of the first version; the file counts as failed.
+    Fail,
 }
 
 /// When a listing is old.

@@ -7,16 +7,14 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::core::path::RelPath;
-use crate::daemon::settings::{Existing, Fill, MountSettings, Refresh, SourceSpec};
+use crate::daemon::reach::{self, Reached, Way};
+use crate::daemon::settings::{self, Existing, Fill, MountSettings, Refresh};
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
-use crate::engine::settings::{EngineSettings, ExistingPolicy};
+use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
-use crate::source::http::{HttpOptions, HttpSource};
-use crate::source::local::{LocalOptions, LocalSource};
-use crate::store::{Destination, DestinationOptions, RESERVED_NAMES};
+use crate::store::{Destination, DestinationOptions};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::front::{FrontSettings, StatfsAnswer};
 use crate::vfs::mount::{self, UnmountMode, unmount_ours};
@@ -39,11 +37,23 @@ pub(super) struct Place {
     pub(super) destination: PathBuf,
 }
 
+/// When what lies in the destination already is compared with the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Examine {
+    /// It was, before the start.
+    Done,
+    /// While it serves.
+    Later,
+}
+
 /// A daemon that serves.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) place: Place,
     pub(super) fill: Fill,
+    pub(super) examine: Examine,
+    /// What the user should know from the start.
+    pub(super) warnings: Vec<String>,
     pub(super) engine: Arc<Engine>,
     pub(super) destination: Arc<Destination>,
     pub(super) statfs: Arc<ArcSwap<StatfsAnswer>>,
@@ -74,16 +84,22 @@ pub(super) fn raise_file_limit() {
 
 /// Checks, opens, mounts.
 pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)> {
-    let place = check_places(&settings)?;
-    let source = open_source(&settings.source, settings.tree.cross_mounts).await?;
-    let place = Place { source: source.display_name().to_owned(), ..place };
-    check_reserved_names(&*source).await?;
+    let is_begun = reach::is_begun(&settings.destination);
+    let place = check_places(&settings, is_begun)?;
+    let way = Way::new(&settings.source, settings.tree.cross_mounts);
+    // Before anything is made; where a copy was begun, what is known of it may do instead.
+    let opened = way.open(is_begun).await;
+    let opened = if is_begun { opened } else { Ok(opened?) };
     let destination = open_destination(&place, &settings).await?;
+    let Reached { source, away } = way.reach(opened, destination.catalog()).await?;
+    let place = Place { source: source.display_name().to_owned(), ..place };
+    let warnings: Vec<String> = away.iter().map(|why| away_warning(&place, why)).collect();
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let engine_settings = engine_settings(&settings, &*source);
     let ttl = engine_settings.refresh.unwrap_or(FOR_EVER);
     let has_modes = source.traits().has_modes;
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
-    engine.check_existing().await?;
+    let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
     write_marker(&destination, &place).await?;
 
@@ -113,26 +129,49 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
             tracing::error!(%error, "mount without a daemon left behind");
         }
     })?;
+    sweep_trees(&destination);
     let fill = settings.fill;
-    Ok((Started { place, fill, engine, destination, statfs, session, number }, signals))
+    let started =
+        Started { place, fill, examine, warnings, engine, destination, statfs, session, number };
+    Ok((started, signals))
+}
+
+/// Compares what lies in the destination with the source before the start, and refuses it if it conflicts. Where that was done in an
+/// earlier life, or cannot be done now, it comes later, beside everything else: then a conflict is reported, and the file left alone.
+async fn examine(engine: &Arc<Engine>, settings: &MountSettings, is_away: bool) -> Result<Examine> {
+    let is_kept = matches!(settings.publish.existing, Existing::Adopt | Existing::AdoptFast);
+    if is_away || (is_kept && engine.is_examined()?) {
+        return Ok(Examine::Later);
+    }
+    engine.check_existing().await?;
+    Ok(Examine::Done)
+}
+
+fn away_warning(place: &Place, why: &Error) -> String {
+    format!(
+        "the source {} is away; what is known and local is served until it is back: {why}",
+        place.source
+    )
+}
+
+/// Takes as long as there are trees; nobody waits for it.
+fn sweep_trees(destination: &Arc<Destination>) {
+    let destination = Arc::clone(destination);
+    tokio::task::spawn_blocking(move || match destination.sweep_trees() {
+        Ok(swept) => tracing::debug!(swept, "hash trees of nobody"),
+        Err(error) => tracing::warn!(%error, "hash trees of nobody stay"),
+    });
 }
 
 /// Mountpoint and nesting, by their canonical paths. Nothing is changed but a dead mount of ours taken away.
-fn check_places(settings: &MountSettings) -> Result<Place> {
+fn check_places(settings: &MountSettings, is_begun: bool) -> Result<Place> {
     let cleaned = mountpoint::clean_stale(&settings.mountpoint)?;
     if cleaned > 0 {
         tracing::info!(cleaned, "took away a mount whose daemon is gone");
     }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
     let destination = canonical_destination(&settings.destination)?;
-    let source = match &settings.source {
-        SourceSpec::Local(path) => Some(std::fs::canonicalize(path).map_err(|error| {
-            Error::io("open source", error)
-                .at(path)
-                .hint("SOURCE must be an existing directory or file")
-        })?),
-        SourceSpec::Url(_) => None,
-    };
+    let source = reach::local_place(&settings.source, is_begun)?;
     mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
     Ok(Place { source: String::new(), mountpoint, destination })
 }
@@ -155,39 +194,6 @@ fn canonical_destination(path: &Path) -> Result<PathBuf> {
         }
         Err(error) => Err(Error::io("open destination", error).at(path)),
     }
-}
-
-pub(super) async fn open_source(spec: &SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
-    match spec.clone() {
-        SourceSpec::Local(path) => {
-            let options = LocalOptions { cross_mounts };
-            let open = move || LocalSource::open(&path, options);
-            Ok(Arc::new(crate::engine::on_disk("open source", open).await?))
-        }
-        SourceSpec::Url(url) => Ok(Arc::new(HttpSource::open(&url, HttpOptions::default()).await?)),
-    }
-}
-
-/// Names that we need ourselves must not be in the source's root.
-async fn check_reserved_names(source: &dyn Source) -> Result<()> {
-    if source.single_file().is_some() {
-        return Ok(());
-    }
-    for name in RESERVED_NAMES {
-        match source.stat(&RelPath::root().child(name.as_ref())?).await {
-            Err(error) if error.kind() == Kind::NotFound => {}
-            // Many servers refuse every name with a dot, whether it is there or not; a listing will not show it.
-            Err(error) if error.kind() == Kind::Denied && source.traits().is_remote => {}
-            Err(error) => return Err(error),
-            Ok(_) => {
-                return Err(Error::new(Kind::Invalid, "use source")
-                    .at(source.display_name())
-                    .because(format!("it holds {name}, a name that the destination needs for itself"))
-                    .hint("is this the destination of another copy? Copy its content from elsewhere, or rename it"));
-            }
-        }
-    }
-    Ok(())
 }
 
 async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc<Destination>> {
@@ -216,7 +222,7 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     Ok(Arc::new(destination))
 }
 
-async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
     let go_on = format!(
         "lazycopy mount --hydrate --dest {} {} {}",
         quoted(&place.destination),
@@ -251,6 +257,10 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             Existing::AdoptFast => ExistingPolicy::AdoptFast,
             Existing::Overwrite => ExistingPolicy::Overwrite,
             Existing::Fail => ExistingPolicy::Fail,
+        },
+        on_change: match settings.tree.on_change {
+            settings::OnChange::Follow => OnChange::Follow,
+            settings::OnChange::Fail => OnChange::Fail,
         },
         ..EngineSettings::default()
     }

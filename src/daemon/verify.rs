@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use crate::control::verify::{Summary, VerifyLine, VerifyTask};
 use crate::core::retry::RetryPolicy;
+use crate::daemon::reach;
 use crate::daemon::settings::SourceSpec;
-use crate::daemon::start::open_source;
 use crate::engine::verify::{SourceDoor, Verification};
 use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
@@ -54,7 +54,7 @@ impl SourceDoor for Door {
             Door::Recorded(destination) => recorded(Arc::clone(destination)).await?,
         };
         // Other file systems that were crossed at the time are no obstacle now.
-        open_source(&spec, true).await
+        reach::open(spec, true).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! Files that lie in the destination before we come: kept when they are equal, never overwritten unasked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -20,10 +21,13 @@ use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
 use crate::store::publish::Vouched;
 use crate::store::verify::hash_backing;
-use crate::store::{BackingFile, Existing, Identity, MetadataLoss};
+use crate::store::{BackingFile, Destination, Existing, Identity, MetadataLoss};
 
 /// Conflicts named in the error before the start; the rest is counted.
 const SHOWN_CONFLICTS: usize = 20;
+
+/// Before the source is asked again about what lies in the destination.
+const LATER: Duration = Duration::from_secs(10);
 
 /// Existing files of equal size that nobody has compared yet.
 #[derive(Debug, Default)]
@@ -60,10 +64,12 @@ impl Engine {
         let destination = Arc::clone(&self.destination);
         let found = on_disk("look into destination", move || {
             let mut found = Vec::new();
-            destination.walk_existing(|path, existing| found.push((path, existing)))?;
-            // What we published ourselves needs no comparison.
-            let foreign = |(path, _): &(RelPath, _)| !is_ours(&destination, path).unwrap_or(false);
-            found.retain(foreign);
+            destination.walk_existing(|path, existing| {
+                // What we published ourselves needs no comparison.
+                if !is_known(&destination, &path, existing.kind).unwrap_or(false) {
+                    found.push((path, existing));
+                }
+            })?;
             Ok(found)
         })
         .await?;
@@ -86,7 +92,34 @@ impl Engine {
                 Verdict::Conflict(words) => conflicts.push(words),
             }
         }
-        if conflicts.is_empty() { Ok(()) } else { Err(refusal(&conflicts)) }
+        if !conflicts.is_empty() {
+            return Err(refusal(&conflicts));
+        }
+        let destination = Arc::clone(&self.destination);
+        on_disk("record examination", move || destination.catalog().set_examined()).await
+    }
+
+    /// Whether an earlier life looked at everything that lay in the destination before.
+    ///
+    /// # Errors
+    /// What the catalog says.
+    pub fn is_examined(&self) -> Result<bool> {
+        self.destination.catalog().is_examined()
+    }
+
+    /// As [`Engine::check_existing`] while everything else goes on: what came into the destination between two lives, or before a start
+    /// without the source. Conflicts are reported.
+    pub async fn check_existing_later(self: &Arc<Self>) {
+        loop {
+            match self.check_existing().await {
+                Ok(()) => return,
+                Err(error) if error.is_transient() => {
+                    tracing::debug!(%error, "what lies in the destination is compared later");
+                    tokio::time::sleep(LATER).await;
+                }
+                Err(error) => return tracing::warn!(%error, "left alone"),
+            }
+        }
     }
 
     async fn judge(self: &Arc<Self>, path: RelPath, existing: Existing) -> Result<Verdict> {
@@ -248,6 +281,15 @@ impl Engine {
         file.claims.mark_present(ByteRange::new(0, file.size()));
         Ok(())
     }
+}
+
+/// Whether an entry of the destination is one of ours: a file that we published, or a directory that the source has too.
+fn is_known(destination: &Destination, path: &RelPath, kind: EntryKind) -> Result<bool> {
+    if kind != EntryKind::Directory {
+        return is_ours(destination, path);
+    }
+    let recorded = destination.catalog().name_at(path)?;
+    Ok(recorded.is_some_and(|recorded| recorded.kind == kind))
 }
 
 fn judge_file(

@@ -17,7 +17,6 @@ use crate::core::range::{BLOCK_SIZE, ByteRange};
 use crate::engine::on_disk;
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
-use crate::store::catalog::EntryRecord;
 use crate::store::{BackingFile, BlockHasher, Destination};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
@@ -41,8 +40,8 @@ pub struct LazyFile {
     pub hashes: BlockHashes,
     /// Handles open on it.
     pub open_handles: AtomicU64,
-    /// What an earlier life recorded of it, until that is used.
-    record: ArcSwapOption<EntryRecord>,
+    /// The catalog may have bytes of it that are not used yet. Release once they are; pairs with Acquire in `needs_restoring`.
+    unrestored: AtomicBool,
     /// Runs while that is used.
     pub(crate) restoring: Flight,
     /// Runs while it is verified and published.
@@ -76,7 +75,7 @@ impl LazyFile {
             phase: AtomicPhase::new(Phase::Absent),
             hashes: BlockHashes::default(),
             open_handles: AtomicU64::new(0),
-            record: ArcSwapOption::empty(),
+            unrestored: AtomicBool::new(false),
             restoring: Flight::default(),
             publishing: Flight::default(),
             backing: ArcSwapOption::empty(),
@@ -91,20 +90,20 @@ impl LazyFile {
         }
     }
 
-    /// An earlier life left `record` of this version: it is used before the first byte is asked for.
+    /// The catalog may have bytes of it: they are used before the first one is asked for.
     #[must_use]
-    pub(crate) fn recorded(self, record: EntryRecord) -> Self {
-        self.record.store(Some(Arc::new(record)));
+    pub(crate) fn of_an_earlier_life(self) -> Self {
+        self.unrestored.store(true, Ordering::Relaxed);
         self
     }
 
-    /// What an earlier life recorded, if it is not used yet.
-    pub(crate) fn record(&self) -> Option<Arc<EntryRecord>> {
-        self.record.load_full()
+    /// Whether the catalog may have bytes of it that are not used yet.
+    pub(crate) fn needs_restoring(&self) -> bool {
+        self.unrestored.load(Ordering::Acquire)
     }
 
-    pub(crate) fn forget_record(&self) {
-        self.record.store(None);
+    pub(crate) fn set_restored(&self) {
+        self.unrestored.store(false, Ordering::Release);
     }
 
     /// Length in bytes.

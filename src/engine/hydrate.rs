@@ -1,5 +1,7 @@
-//! The whole tree in the background, in listing order.
+//! The whole tree in the background, in listing order, and then what comes later.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::ByteRange;
+use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
 use crate::engine::listing::Listed;
 use crate::engine::node::Node;
@@ -30,6 +33,22 @@ fn may_go_better(error: &Error) -> bool {
     error.is_transient() || matches!(error.kind(), Kind::Stale | Kind::Corrupt | Kind::Io)
 }
 
+/// One entry of a directory that is copied.
+#[derive(Debug)]
+struct Found {
+    name: OsString,
+    kind: EntryKind,
+}
+
+/// The copy of the whole tree, and of what comes later.
+#[derive(Debug)]
+pub struct Hydration {
+    engine: Arc<Engine>,
+    /// Directories that were copied or are under way: what comes later in them is told by [`Changes`](super::changes::Changes).
+    begun: HashSet<u64>,
+    failures: Arc<AtomicU64>,
+}
+
 /// One directory while its content is copied. It gets its own metadata when the last entry in it is there.
 #[derive(Debug)]
 struct DirectoryJob {
@@ -39,70 +58,138 @@ struct DirectoryJob {
     open: AtomicU64,
 }
 
-impl Engine {
+impl DirectoryJob {
+    fn new(node: Arc<Node>, parent: Option<Arc<DirectoryJob>>) -> Arc<Self> {
+        Arc::new(Self { node, parent, open: AtomicU64::new(1) })
+    }
+}
+
+impl Hydration {
+    /// Nothing is copied yet.
+    pub fn new(engine: &Arc<Engine>) -> Self {
+        let failures = Arc::new(AtomicU64::new(0));
+        Self { engine: Arc::clone(engine), begun: HashSet::new(), failures }
+    }
+
     /// Copies everything. Returns the number of entries that could not be copied; each is in status and log.
     ///
     /// # Errors
     /// `Stale` if there is no root.
-    pub async fn hydrate(self: &Arc<Self>) -> Result<u64> {
-        let failures = Arc::new(AtomicU64::new(0));
-        let root = self.node(ROOT_INO)?;
-        let mut stack =
-            vec![Arc::new(DirectoryJob { node: root, parent: None, open: AtomicU64::new(1) })];
-        let mut tasks = JoinSet::new();
-        while let Some(job) = stack.pop() {
-            let mut directories = Vec::new();
-            let scanned = self.scan(&job).await;
-            for entry in self.note(&job.node.path, scanned, &failures).unwrap_or_default() {
-                job.open.fetch_add(1, Ordering::AcqRel);
-                if entry.kind == EntryKind::Directory {
-                    directories.push(entry);
-                    continue;
-                }
-                while tasks.len() >= self.settings.hydrate_files {
-                    tasks.join_next().await;
-                }
-                let (engine, job) = (Arc::clone(self), Arc::clone(&job));
-                let failures = Arc::clone(&failures);
-                tasks.spawn(async move {
-                    let copied = engine.hydrate_entry(&job.node, &entry).await;
-                    let path = job.node.path.child(&entry.name).unwrap_or(job.node.path.clone());
-                    engine.note(&path, copied, &failures);
-                    engine.close(job, &failures).await;
-                });
-            }
-            for entry in directories.into_iter().rev() {
-                let found = self.lookup(job.node.ino, &entry.name).await;
-                let path = job.node.path.child(&entry.name)?;
-                match self.note(&path, found, &failures) {
-                    Some(node) => stack.push(Arc::new(DirectoryJob {
-                        node,
-                        parent: Some(Arc::clone(&job)),
-                        open: AtomicU64::new(1),
-                    })),
-                    None => self.close(Arc::clone(&job), &failures).await,
-                }
-            }
-            self.close(job, &failures).await;
-        }
-        self.stats.scan_done.increment();
-        while tasks.join_next().await.is_some() {}
-        Ok(failures.load(Ordering::Acquire))
+    pub async fn copy_tree(&mut self) -> Result<u64> {
+        self.engine.changes.follow();
+        let root = self.engine.node(ROOT_INO)?;
+        self.engine.wait_for_source(&root).await;
+        self.copy(vec![root]).await
     }
 
-    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Listed>> {
+    /// Copies what is new in directories that were copied before. As [`Hydration::copy_tree`].
+    ///
+    /// # Errors
+    /// A name that cannot be used.
+    pub async fn copy_news(&mut self) -> Result<u64> {
+        let directories = self.engine.changes.take_directories();
+        let known = |ino: &u64| self.engine.node(*ino).ok();
+        self.copy(directories.iter().filter_map(known).collect()).await
+    }
+
+    async fn copy(&mut self, directories: Vec<Arc<Node>>) -> Result<u64> {
+        self.failures.store(0, Ordering::Release);
+        let engine = Arc::clone(&self.engine);
+        let mut stack: Vec<_> =
+            directories.into_iter().map(|node| DirectoryJob::new(node, None)).collect();
+        let mut tasks = JoinSet::new();
+        while let Some(job) = stack.pop() {
+            self.begun.insert(job.node.ino);
+            let mut below = Vec::new();
+            let scanned = engine.scan(&job).await;
+            for entry in engine.note(&job.node.path(), scanned, &self.failures).unwrap_or_default()
+            {
+                job.open.fetch_add(1, Ordering::AcqRel);
+                if entry.kind == EntryKind::Directory {
+                    below.push(entry);
+                    continue;
+                }
+                while tasks.len() >= engine.settings.hydrate_files {
+                    tasks.join_next().await;
+                }
+                tasks.spawn(copy_entry(
+                    Arc::clone(&engine),
+                    Arc::clone(&job),
+                    entry,
+                    Arc::clone(&self.failures),
+                ));
+            }
+            for entry in below.into_iter().rev() {
+                let found = engine.lookup(job.node.ino, &entry.name).await;
+                let path = job.node.path().child(&entry.name)?;
+                match engine.note(&path, found, &self.failures) {
+                    Some(node) if !self.begun.contains(&node.ino) => {
+                        stack.push(DirectoryJob::new(node, Some(Arc::clone(&job))));
+                    }
+                    _ => engine.close(Arc::clone(&job), &self.failures).await,
+                }
+            }
+            engine.close(job, &self.failures).await;
+        }
+        engine.until_recorded().await;
+        engine.stats.scan_done.increment();
+        while tasks.join_next().await.is_some() {}
+        Ok(self.failures.load(Ordering::Acquire))
+    }
+}
+
+async fn copy_entry(
+    engine: Arc<Engine>,
+    job: Arc<DirectoryJob>,
+    entry: Found,
+    failures: Arc<AtomicU64>,
+) {
+    let copied = engine.hydrate_entry(&job.node, &entry).await;
+    let path = job.node.path().child(&entry.name).unwrap_or(job.node.path());
+    engine.note(&path, copied, &failures);
+    engine.close(job, &failures).await;
+}
+
+impl Engine {
+    /// Waits for a source that was away at the start: what it cannot answer now is no failure of the copy.
+    async fn wait_for_source(&self, root: &Node) {
+        let path = root.path();
+        while !root.is_confirmed() {
+            match self.within_deadline("look at source", self.source.stat(&path)).await {
+                Err(error) if error.is_transient() => {
+                    self.is_source_away.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // Whatever else is wrong with it, the scan will say.
+                _ => break,
+            }
+        }
+        self.is_source_away.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the copy waits for its source.
+    pub fn is_source_away(&self) -> bool {
+        self.is_source_away.load(Ordering::Relaxed)
+    }
+
+    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Found>> {
         let listing = self.list(job.node.ino).await?;
-        let (destination, path) = (Arc::clone(&self.destination), job.node.path.clone());
+        let (destination, path) = (Arc::clone(&self.destination), job.node.path());
         on_disk("make directory", move || destination.ensure_directory(&path))
             .await
             .map_err(Error::of_destination)?;
-        Ok(listing.entries.clone())
+        let found = |entry: Listed<'_>| Found { name: entry.name.to_owned(), kind: entry.kind };
+        Ok(listing.after(0).map(found).collect())
     }
 
     fn note<T>(&self, path: &RelPath, result: Result<T>, failures: &AtomicU64) -> Option<T> {
         match result {
-            Ok(value) => Some(value),
+            Ok(value) => {
+                self.stats.succeeded(path);
+                Some(value)
+            }
             Err(error) if error.kind() == Kind::NotFound => {
+                self.stats.entries_vanished.increment();
                 tracing::info!(%path, "vanished at the source");
                 None
             }
@@ -118,22 +205,26 @@ impl Engine {
     /// One entry of the directory is done; after the last one the directory gets its own metadata, and so on upwards.
     async fn close(self: &Arc<Self>, mut job: Arc<DirectoryJob>, failures: &AtomicU64) {
         while job.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The root is finished last, by itself.
+            if job.node.ino != ROOT_INO {
+                let finished = self.finish_directory(&job.node).await;
+                self.note(&job.node.path(), finished, failures);
+            }
             let Some(parent) = job.parent.clone() else { return };
-            let finished = self.finish_directory(&job.node).await;
-            self.note(&job.node.path, finished, failures);
             job = parent;
         }
     }
 
     async fn metadata_of(&self, node: &Node) -> Result<Metadata> {
-        let asked = self.source.xattrs(&node.path);
+        let path = node.path();
+        let asked = self.source.xattrs(&path);
         let xattrs = self.within_deadline("read xattrs", asked).await?;
-        Ok(Metadata { attributes: (*node.attributes()).clone(), xattrs })
+        Ok(Metadata { attributes: node.attributes(), xattrs })
     }
 
     async fn finish_directory(&self, node: &Node) -> Result<()> {
         let metadata = self.metadata_of(node).await?;
-        let (destination, path) = (Arc::clone(&self.destination), node.path.clone());
+        let (destination, path) = (Arc::clone(&self.destination), node.path());
         let finish = move || destination.finish_directory(&path, &metadata);
         let losses = on_disk("finish directory", finish).await.map_err(Error::of_destination)?;
         self.stats.metadata_lost.add(losses.len() as u64);
@@ -160,16 +251,22 @@ impl Engine {
         Ok(())
     }
 
-    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Listed) -> Result<()> {
+    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Found) -> Result<()> {
         for tries in 1.. {
             let node = self.lookup(directory.ino, &entry.name).await?;
-            let path = directory.path.child(&entry.name)?;
+            let path = directory.path().child(&entry.name)?;
+            if self.changes.is_refused(node.ino) {
+                return Err(changed(&path));
+            }
             if node.kind() != EntryKind::File {
                 return self.publish_special(&node, path).await;
             }
             let file = node.file()?;
             match self.hydrate_file(file).await {
-                Ok(()) if file.path == path => return Ok(()),
+                Ok(()) if file.path == path => {
+                    self.tree.leaving.insert(node.ino, ());
+                    return Ok(());
+                }
                 Ok(()) => return self.publish_link(&file.path, path).await,
                 // It may have changed or failed on its way: the next look starts over.
                 Err(error) if tries < TRIES && may_go_better(&error) => {

@@ -3,7 +3,10 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
-//! | [`node`], [`tree`], [`listing`] | inodes and versions; names and their freshness; directories |
+//! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
+//! | [`listing`], [`list`] | what a directory holds; asking the source for it |
+//! | [`changes`] | what becomes of them when the source changes |
+//! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`adopt`], [`compare`] | finished files become plain files; files that lie in DIR already are compared and kept |
@@ -14,14 +17,19 @@
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
+pub mod ask;
+pub mod changes;
 pub mod compare;
 pub mod fetch;
 pub mod file;
 pub mod hydrate;
+pub mod known;
+pub mod list;
 pub mod listing;
 pub mod node;
 pub mod publish;
 pub mod read;
+pub mod recorder;
 pub mod report;
 pub mod resume;
 pub mod room;
@@ -36,15 +44,20 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use crate::core::attributes::Attributes;
 use crate::core::flight::Flight;
 use crate::core::in_flight::InFlight;
 use crate::core::permits::Permits;
 use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
+use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
+use crate::engine::node::{Node, Xattrs};
 use crate::engine::publish::Publisher;
 use crate::engine::read::Handles;
+use crate::engine::recorder::Recorder;
+use crate::engine::resume::Numbers;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
@@ -52,9 +65,13 @@ use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
 use crate::store::{Destination, Space};
+use crate::sync::AtomicBool;
 
 /// The inode number of the root, fixed by the FUSE protocol.
 pub const ROOT_INO: u64 = 1;
+
+/// A time in ms since the engine's start: not in this life.
+pub const NEVER: u64 = u64::MAX;
 
 /// Something the FUSE front has to tell the kernel. Sent from anywhere, handled by one thread that nobody waits for.
 #[derive(Debug, Clone)]
@@ -89,10 +106,17 @@ pub struct Engine {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) publisher: Publisher,
     pub(crate) candidates: Candidates,
+    pub(crate) changes: Changes,
+    pub(crate) recorder: Recorder,
+    /// Shared by the many who have none.
+    pub(crate) no_xattrs: Arc<Xattrs>,
     /// Files with blocks that no checkpoint has recorded.
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
+    pub(crate) tidying: Flight,
     pub(crate) room: Room,
+    /// The copy waits for its source. Relaxed: for people.
+    is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) in_flight: Arc<InFlight>,
@@ -102,32 +126,24 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Builds it and looks at the source's root. Notices come out of the returned channel.
+    /// Builds it and looks at the source's root; where the source does not answer, the root is what an earlier life with the same source
+    /// recorded. Notices come out of the returned channel.
     ///
     /// # Errors
-    /// What the source answers for its root.
+    /// What the source answers for its root, if nothing is recorded; `Exists` if the destination holds a copy of another source.
     pub async fn open(
         source: Arc<dyn Source>,
         destination: Arc<Destination>,
         settings: EngineSettings,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Notice>)> {
-        let root = tokio::time::timeout(
-            settings.start_deadline,
-            source.stat(&crate::core::path::RelPath::root()),
-        )
-        .await
-        .map_err(|late| {
-            Error::new(Kind::Unreachable, "look at source")
-                .at(source.display_name())
-                .because(format!("no answer within {:?}", settings.start_deadline))
-                .caused_by(late)
-        })??;
+        let looked = look_at_root(&*source, &settings).await;
         let (notices, receiver) = mpsc::unbounded_channel();
         let stats = Arc::new(Stats::default());
         let connections = source.traits().connections;
         let (disk, name) = (Arc::clone(&destination), source.display_name().to_owned());
-        let numbers = on_disk("begin copy", move || resume::begin(&disk, &name)).await?;
+        let (root, numbers) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
         let first_chunk = numbers.first_chunk;
+        let (recorder, hears) = Recorder::new();
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
             tree: Tree::new(root, numbers.first_ino),
@@ -135,9 +151,14 @@ impl Engine {
             fetcher: Arc::new(fetcher),
             publisher: Publisher::default(),
             candidates: Candidates::default(),
+            changes: Changes::default(),
+            recorder,
+            no_xattrs: Arc::default(),
             dirty: Table::default(),
             checkpointing: Flight::default(),
+            tidying: Flight::default(),
             room: Room::new(settings.reserve),
+            is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
             in_flight: Arc::new(InFlight::default()),
@@ -148,6 +169,9 @@ impl Engine {
             settings,
             notices,
         });
+        engine.count_known(engine.destination.catalog().known_files()?);
+        engine.runtime.spawn(recorder::run(Arc::downgrade(&engine), hears));
+        engine.record_root();
         Ok((engine, receiver))
     }
 
@@ -233,6 +257,35 @@ impl Engine {
                 .caused_by(late)),
         }
     }
+}
+
+async fn look_at_root(source: &dyn Source, settings: &EngineSettings) -> Result<Attributes> {
+    let root = crate::core::path::RelPath::root();
+    let looked = tokio::time::timeout(settings.start_deadline, source.stat(&root)).await;
+    looked.unwrap_or_else(|late| {
+        Err(Error::new(Kind::Unreachable, "look at source")
+            .at(source.display_name())
+            .because(format!("no answer within {:?}", settings.start_deadline))
+            .caused_by(late))
+    })
+}
+
+/// The root as the source shows it, or as it was recorded. Blocking.
+fn begin(
+    destination: &Destination,
+    source: &str,
+    looked: Result<Attributes>,
+) -> Result<(Node, Numbers)> {
+    let catalog = destination.catalog();
+    let root = match looked {
+        Ok(attributes) => Node::new(ROOT_INO, None, &attributes, 0),
+        Err(error) => {
+            let is_known = catalog.job()?.is_some_and(|job| job.source == source);
+            let recorded = if is_known { catalog.root()? } else { None };
+            recorded.and_then(|record| Node::recalled(None, record)).ok_or(error)?
+        }
+    };
+    Ok((root, resume::begin(destination, source)?))
 }
 
 /// Runs blocking disk work away from the async threads, for whoever composes an engine.

@@ -115,7 +115,9 @@ impl Engine {
     pub(crate) fn note_published(&self, file: &LazyFile, proof: Proof) {
         if file.phase.advance(Phase::Published) {
             self.stats.count_proof(proof);
-            self.stats.succeeded(&file.path);
+            if !self.changes.is_refused(file.ino) {
+                self.stats.succeeded(&file.path);
+            }
             tracing::debug!(path = %file.path, ino = file.ino, size = file.size(), ?proof, "published");
         }
         file.hashes.clear();

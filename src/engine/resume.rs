@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::flight::Boarded;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::{BLOCK_SIZE, ByteRange};
 use crate::engine::file::LazyFile;
-use crate::engine::node::{Body, Node};
+use crate::engine::node::Node;
 use crate::engine::stats::Proof;
 use crate::engine::{Engine, on_disk};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::store::catalog::{EntryPhase, EntryRecord, ProofClass, Version};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::recovery::Standing;
@@ -72,31 +71,30 @@ struct Snapshot {
 }
 
 impl Engine {
-    /// What an earlier life recorded of a regular file that still has the same version.
-    pub(super) fn recorded(&self, path: &RelPath, attributes: &Attributes) -> Option<EntryRecord> {
-        if attributes.kind != EntryKind::File {
-            return None;
-        }
+    /// What is recorded at a path, whatever version of it.
+    pub(super) fn entry_at(&self, path: &RelPath) -> Option<EntryRecord> {
         let found = self.destination.catalog().entry(path);
-        let found = found.inspect_err(|error| tracing::warn!(%path, %error, "record unreadable"));
-        let record = found.ok().flatten()?;
-        (record.version.fingerprint == attributes.fingerprint).then_some(record)
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%path, %error, "record unreadable");
+            None
+        })
     }
 
     /// Uses again what an earlier life left of a file. Done once, before its first byte is asked for.
     pub(crate) async fn restore(self: &Arc<Self>, file: &Arc<LazyFile>) {
-        while file.has_record() {
+        while file.needs_restoring() {
             match file.restoring.board() {
                 Boarded::Join(signal) => signal.await,
                 Boarded::Lead(landing) => {
-                    let Some(record) = file.record() else { return };
+                    if !file.needs_restoring() {
+                        return;
+                    }
                     let (engine, restored) = (Arc::clone(self), Arc::clone(file));
-                    let work =
-                        on_disk("go on with file", move || engine.restore_now(&restored, &record));
+                    let work = on_disk("go on with file", move || engine.restore_now(&restored));
                     if let Err(error) = work.await {
                         tracing::warn!(path = %file.path, %error, "fetched anew");
                     }
-                    file.forget_record();
+                    file.set_restored();
                     drop(landing);
                     self.seal_if_complete(file);
                 }
@@ -104,18 +102,35 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::restore`] for a node that may be anything.
-    pub(crate) async fn restore_node(self: &Arc<Self>, node: &Node) {
-        if let Body::File(file) = &node.body {
-            self.restore(file).await;
-        }
+    /// Uses again what an earlier life left of a file that is about to be opened.
+    ///
+    /// # Errors
+    /// `Timeout` if the destination's disk hangs.
+    pub async fn prepare_open(self: &Arc<Self>, node: &Node) -> Result<()> {
+        let (engine, file) = (Arc::clone(self), Arc::clone(node.file()?));
+        // It goes on when nobody waits any more: half of it would be begun twice.
+        let work = self.runtime.spawn(async move { engine.restore(&file).await });
+        let ended =
+            async { work.await.map_err(|died| Error::new(Kind::Io, "open").caused_by(died)) };
+        self.within_deadline("open", ended).await
     }
 
-    fn restore_now(&self, file: &LazyFile, record: &EntryRecord) -> Result<()> {
-        let (destination, path) = (&self.destination, &record.path);
-        if file.backing().is_some() {
+    /// Whether bytes of a file have to be looked for in the catalog before it is opened.
+    pub fn needs_restoring(&self, node: &Node) -> bool {
+        node.file().is_ok_and(|file| file.needs_restoring())
+    }
+
+    fn restore_now(&self, file: &LazyFile) -> Result<()> {
+        let was_here = self.tree.let_go.take_back(file.ino);
+        let destination = &self.destination;
+        if file.backing().is_some() || file.is_stale() {
             return Ok(()); // begun anew already: two files never hold the bytes of one
         }
+        let Some(record) = destination.catalog().entry_of_ino(file.ino)? else { return Ok(()) };
+        if record.version.fingerprint != *file.fingerprint() || record.path != file.path {
+            return Ok(());
+        }
+        let (record, path) = (&record, &record.path);
         match record.phase {
             EntryPhase::Published(_) => {
                 if destination.standing(record)? != Standing::Same {
@@ -125,7 +140,9 @@ impl Engine {
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
-                self.stats.metadata_lost.add(record.losses.len() as u64);
+                if !was_here {
+                    self.stats.metadata_lost.add(record.losses.len() as u64);
+                }
                 self.note_published(file, proof_of(record));
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed
@@ -256,6 +273,7 @@ impl Engine {
 
     /// The last checkpoint of this life.
     pub async fn save(self: &Arc<Self>) {
+        self.until_recorded().await;
         self.checkpoint().await;
         let destination = Arc::clone(&self.destination);
         if let Err(error) = on_disk("save catalog", move || destination.catalog().flush()).await {
@@ -289,10 +307,5 @@ impl LazyFile {
     /// The version that the catalog records: only settled ones are.
     pub(crate) fn version(&self) -> Version {
         Version { ino: self.ino, fingerprint: self.fingerprint().clone(), is_settled: true }
-    }
-
-    /// Whether an earlier life left something that is not used yet.
-    pub(crate) fn has_record(&self) -> bool {
-        self.record().is_some()
     }
 }

@@ -18,6 +18,16 @@ pub enum ExistingPolicy {
     Fail,
 }
 
+/// What happens when a file changes at the source after it was first seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnChange {
+    /// The new version takes its place, with an inode number of its own.
+    #[default]
+    Follow,
+    /// What is here of the first version stays, and the file counts as failed.
+    Fail,
+}
+
 /// Settings of the engine, validated.
 #[derive(Debug, Clone)]
 pub struct EngineSettings {
@@ -37,6 +47,8 @@ pub struct EngineSettings {
     pub reserve: Option<u64>,
     /// Files that are in the destination already.
     pub existing: ExistingPolicy,
+    /// Files that change at the source.
+    pub on_change: OnChange,
     /// Files that are hydrated at once.
     pub hydrate_files: usize,
     /// Files that are verified and published at once.
@@ -54,6 +66,7 @@ impl Default for EngineSettings {
             start_deadline: Duration::from_secs(30),
             reserve: None,
             existing: ExistingPolicy::Adopt,
+            on_change: OnChange::Follow,
             hydrate_files: 64,
             publish_files: 4,
         }

@@ -32,6 +32,11 @@ impl Counter {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
+    /// Follows a level that somebody else counts.
+    pub fn set(&self, level: u64) {
+        self.0.store(level, Ordering::Relaxed);
+    }
+
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -64,6 +69,8 @@ pub struct Stats {
     pub proof_adopted_unverified: Counter,
     /// Files that changed at the source.
     pub files_changed: Counter,
+    /// Entries that were listed and gone when they were to be copied.
+    pub entries_vanished: Counter,
     /// Pieces of metadata that the destination cannot hold.
     pub metadata_lost: Counter,
     /// Not 0 once every directory was listed.

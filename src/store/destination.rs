@@ -126,18 +126,21 @@ impl Destination {
     /// # Errors
     /// `NotFound` if it is none.
     pub fn open_known(root: &Path, options: DestinationOptions) -> Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(root, flags, Mode::empty())
-            .map_err(|errno| Error::io("open destination", errno).at(root))?;
-        let is_known = open_beneath(directory.as_fd(), STATE_NAME.as_bytes(), flags)
-            .is_ok_and(|state| has_catalog(state.as_fd()));
-        if !is_known {
+        if !Self::is_known(root) {
             return Err(Error::new(Kind::NotFound, "open destination")
                 .at(root)
                 .because("no copy of lazycopy's is recorded here")
                 .hint("name the DIR that was given as --dest"));
         }
         Self::open(root, options)
+    }
+
+    /// Whether a copy was begun in the directory `root` before.
+    pub fn is_known(root: &Path) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(directory) = rustix::fs::open(root, flags, Mode::empty()) else { return false };
+        open_beneath(directory.as_fd(), STATE_NAME.as_bytes(), flags)
+            .is_ok_and(|state| has_catalog(state.as_fd()))
     }
 
     /// What the destination's file system can do.

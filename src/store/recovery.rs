@@ -29,8 +29,6 @@ pub struct Recovery {
     pub conflicts: Vec<RelPath>,
     /// Files of `parts/` that nobody vouches for, removed.
     pub swept_parts: u64,
-    /// Hash trees of nobody, removed.
-    pub swept_trees: u64,
 }
 
 /// Whether a published file is still what we put there.
@@ -149,8 +147,16 @@ impl Destination {
         recovery.swept_parts =
             sweep(disk.state.parts(), |name| name.to_str().is_some_and(|name| kept.contains(name)))
                 .map_err(|errno| disk.root.error("sweep parts of", &RelPath::root(), errno))?;
-        recovery.swept_trees = disk.catalog.sweep_trees()?;
         Ok(recovery)
+    }
+
+    /// Removes hash trees that belong to no entry and that nobody has written since this destination was opened; how many. It takes as
+    /// long as there are trees, and may run beside everything else.
+    ///
+    /// # Errors
+    /// `Io`; `Corrupt`.
+    pub fn sweep_trees(&self) -> Result<u64> {
+        self.disk.catalog.sweep_trees()
     }
 
     /// Whether what `record` says of its published file still holds. One stat.
@@ -370,9 +376,9 @@ mod tests {
             lost: 1,
             conflicts: vec![path("d")],
             swept_parts: 1,
-            swept_trees: 1,
         };
         assert_eq!(recovery, expected);
+        assert_eq!(destination.sweep_trees().unwrap(), 1);
         let entry = |name| destination.catalog().entry(&path(name)).unwrap().unwrap();
         for name in ["a", "d"] {
             assert_eq!(entry(name).phase, EntryPhase::Sealed);

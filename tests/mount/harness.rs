@@ -105,6 +105,7 @@ pub(crate) struct Ran {
 /// Directories of one test: a source, a mountpoint, a place for the destination, and a registry that no other test sees.
 pub(crate) struct Env {
     base: PathBuf,
+    destination: PathBuf,
     _directory: TempDir,
 }
 
@@ -117,7 +118,8 @@ impl Env {
         // Not on a tmpfs, which knows no RWF_NOWAIT.
         let parent = std::env::var_os("TMPDIR").unwrap_or_else(|| OsString::from("/var/tmp"));
         let directory = tempfile::Builder::new().prefix("lazycopy-").tempdir_in(parent).unwrap();
-        let env = Self { base: fs::canonicalize(directory.path()).unwrap(), _directory: directory };
+        let base = fs::canonicalize(directory.path()).unwrap();
+        let env = Self { destination: base.join("dest"), base, _directory: directory };
         for place in [env.source(), env.mountpoint()] {
             fs::create_dir(place).unwrap();
         }
@@ -137,7 +139,12 @@ impl Env {
     }
 
     pub(crate) fn destination(&self) -> PathBuf {
-        self.path("dest")
+        self.destination.clone()
+    }
+
+    /// Copies are made somewhere else, on another file system perhaps.
+    pub(crate) fn put_destination(&mut self, place: PathBuf) {
+        self.destination = place;
     }
 
     /// Puts a file into the source.
@@ -208,16 +215,24 @@ impl Env {
         source: impl AsRef<OsStr>,
         options: &[&str],
     ) -> Mounted<'_> {
-        let log = File::create(self.path("foreground.log")).unwrap();
-        let mut command = self.command(self.mount_args(source.as_ref(), options));
-        command.arg("-f").stdout(log.try_clone().unwrap()).stderr(log);
-        let mut child = command.spawn().unwrap();
+        let mut child = self.start_from_in_foreground(source.as_ref(), options);
         eventually("a mount in the foreground", || {
             assert!(child.try_wait().unwrap().is_none(), "ended: {}", self.log());
             // The registration comes after the mount.
             self.record().map(|_| ())
         });
         self.mounted(Some(child))
+    }
+
+    /// Begins to mount the local source in the foreground: there may be no mount yet when this returns.
+    pub(crate) fn start_in_foreground(&self, options: &[&str]) -> Child {
+        self.start_from_in_foreground(self.source().as_ref(), options)
+    }
+
+    fn start_from_in_foreground(&self, source: &OsStr, options: &[&str]) -> Child {
+        let log = File::create(self.path("foreground.log")).unwrap();
+        let mut command = self.command(self.mount_args(source, options));
+        command.arg("-f").stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
     }
 
     /// What `mount -f` and the daemon have said.
@@ -243,6 +258,11 @@ impl Env {
             .filter(|file| file.path().extension().is_some_and(|end| end == "json"))
             .filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok())
             .find(|record: &Value| record["mountpoint"] == mountpoint.to_str().unwrap())
+    }
+
+    /// What is mounted by a command that was run before.
+    pub(crate) fn mounted_now(&self) -> Mounted<'_> {
+        self.mounted(None)
     }
 
     fn mounted(&self, foreground: Option<Child>) -> Mounted<'_> {

@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/cut_disk.rs"]
+mod cut_disk;
 #[path = "../common/origin.rs"]
 mod origin;
 
@@ -12,14 +14,18 @@ mod mapping;
 mod tree;
 
 mod bad_input;
+mod changes;
+mod crash;
 mod exact;
 mod extremes;
 mod hang;
 mod http;
 mod mutations;
+mod offline;
 mod published;
 mod replaced;
 mod resume;
+mod space;
 mod sparse;
 mod status;
 mod stress;

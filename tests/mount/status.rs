@@ -27,7 +27,7 @@ fn status_keeps_to_schema_1() {
         "active bytes chunks dest elapsed_s errors eta_s files job mountpoint paused_by percent phase proof rate_bytes_per_s schema session source started_at"
     );
     for (part, fields) in [
-        ("files", "changed failed partial published total warnings"),
+        ("files", "changed deleted failed partial published total vanished warnings"),
         ("proof", "adopted_unverified source_checksum transfer"),
         ("bytes", "fetched local served total wasted"),
         ("chunks", "active done failed queued retried total"),

@@ -482,8 +482,12 @@ fn a_complete_copy_has_a_receipt_and_an_incomplete_one_has_none() {
     crate::harness::eventually("the new version", || {
         (read(mounted.path("odd")).ok()? == patterned(8, 0, 100)).then_some(())
     });
-    crate::harness::eventually("no receipt", || {
-        (!env.destination().join(".lazycopy/receipt.json").exists()).then_some(())
+    // Complete again: another receipt, never the old one beside the new file.
+    crate::harness::eventually("another receipt", || {
+        let text = fs::read(env.destination().join(".lazycopy/receipt.json")).ok()?;
+        let receipt: Value = serde_json::from_slice(&text).unwrap();
+        let odd = receipt["entries"].as_array().unwrap().iter().find(|e| e["path"] == "odd");
+        (odd.unwrap()["size"] == 100).then_some(())
     });
     mounted.unmount();
     let mounted = env.mount(&[]);

@@ -1,9 +1,8 @@
-//! What a power cut leaves: an ext4 image on xfs, copied by reflink at some moment and mounted again elsewhere.
+//! What a power cut leaves of the store's work.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lazycopy::core::attributes::EntryKind;
@@ -12,69 +11,10 @@ use lazycopy::store::verify::hash_block;
 use lazycopy::store::{Candidate, Checkpoint, Destination, Replace};
 
 use super::catalog::{block_bytes, check_part, version};
+use super::cut_disk::{CutDisk, NEEDS};
 use super::support::{MODIFIED, is_root, metadata, open, part, rel, skip};
 
 const SIZE: usize = 50_000;
-
-fn run(command: &mut Command) -> bool {
-    command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
-
-fn mount(image: &Path, at: &Path) -> bool {
-    fs::create_dir_all(at).unwrap();
-    run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at))
-}
-
-/// A disk whose power can be cut without touching it.
-struct CutDisk {
-    directory: tempfile::TempDir,
-}
-
-impl CutDisk {
-    fn new() -> Option<Self> {
-        let disk = Self { directory: tempfile::tempdir_in("/var/tmp").unwrap() };
-        let (outer, inner) = (disk.at("outer.img"), disk.at("outer/disk.img"));
-        fs::File::create(&outer).unwrap().set_len(512 << 20).unwrap();
-        let is_outer =
-            run(Command::new("mkfs.xfs").arg("-q").arg(&outer)) && mount(&outer, &disk.at("outer"));
-        if !is_outer {
-            return None;
-        }
-        fs::File::create(&inner).unwrap().set_len(96 << 20).unwrap();
-        let is_inner = run(Command::new("mkfs.ext4").arg("-qF").arg(&inner))
-            && mount(&inner, &disk.at("disk"));
-        is_inner.then_some(disk)
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// The path of what a power cut at this moment leaves, mounted until the next call.
-    fn cut(&self) -> PathBuf {
-        let (image, at) = (self.at("outer/cut.img"), self.at("cut"));
-        run(Command::new("umount").arg(&at));
-        let copied = Command::new("cp")
-            .arg("--reflink=always")
-            .arg(self.at("outer/disk.img"))
-            .arg(&image)
-            .status();
-        assert!(copied.unwrap().success() && mount(&image, &at));
-        at
-    }
-}
-
-impl Drop for CutDisk {
-    fn drop(&mut self) {
-        for name in ["cut", "disk", "outer"] {
-            run(Command::new("umount").arg(self.at(name)));
-        }
-    }
-}
 
 fn bytes_of(index: u64) -> Vec<u8> {
     (0u64..).map(|at| u8::try_from((at * 31 + index) % 251).unwrap()).take(SIZE).collect()
@@ -114,12 +54,12 @@ const BLOCKS: u64 = 300;
 
 #[test]
 fn after_a_power_cut_every_recorded_block_is_there_and_every_trusted_one_is_right() {
-    let disk = is_root().then(CutDisk::new).flatten();
-    if skip(disk.is_some(), "root, mkfs.xfs, mkfs.ext4 and loop devices") {
+    let disk = is_root().then(|| CutDisk::new(96)).flatten();
+    if skip(disk.is_some(), NEEDS) {
         return;
     }
     let disk = disk.unwrap();
-    let destination = open(&disk.at("disk/dir"));
+    let destination = open(&disk.path().join("dir"));
     let (recorded, is_done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let filler = scope.spawn(|| fill(&destination, &is_done, &recorded));
@@ -140,12 +80,12 @@ fn after_a_power_cut_every_recorded_block_is_there_and_every_trusted_one_is_righ
 // C3: no fsync.
 #[test]
 fn what_was_published_survives_a_power_cut_and_nothing_else_has_a_final_name() {
-    let disk = is_root().then(CutDisk::new).flatten();
-    if skip(disk.is_some(), "root, mkfs.xfs, mkfs.ext4 and loop devices") {
+    let disk = is_root().then(|| CutDisk::new(96)).flatten();
+    if skip(disk.is_some(), NEEDS) {
         return;
     }
     let disk = disk.unwrap();
-    let destination = open(&disk.at("disk/dir"));
+    let destination = open(&disk.path().join("dir"));
     let wanted = metadata(EntryKind::File, 0o640);
     let (published, is_done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {

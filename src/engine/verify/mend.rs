@@ -7,7 +7,6 @@ use futures_util::StreamExt;
 use crate::core::path::RelPath;
 use crate::core::range::{BLOCK_SIZE, ByteRange};
 use crate::engine::file::LazyFile;
-use crate::engine::node::Body;
 use crate::engine::verify::{Event, Mending, Verification, left};
 use crate::engine::{Engine, Notice, jitter, on_disk};
 use crate::error::{Error, Kind, Result};
@@ -240,12 +239,14 @@ impl Engine {
     fn was_mended(&self, record: &EntryRecord, part: Arc<BackingFile>) {
         let identity: Identity = part.identity();
         self.publisher.note_ours(&record.path, identity);
-        let Some(file) = self.file_of(record.version.ino) else { return };
-        // What was restored meanwhile is the new inode already.
-        if file.backing().is_some_and(|backing| backing.published_path().is_some()) {
+        let ino = record.version.ino;
+        // What is restored from now on is the new inode already.
+        if let Some(file) = self.file_of(ino)
+            && file.backing().is_some_and(|backing| backing.published_path().is_some())
+        {
             file.set_backing(Some(part));
         }
-        self.tell(Notice::ContentChanged { ino: file.ino });
+        self.tell(Notice::ContentChanged { ino });
     }
 
     /// Blocks of a part were bad: what is in memory of it is not believed either.
@@ -264,9 +265,6 @@ impl Engine {
 
     fn file_of(&self, ino: u64) -> Option<Arc<LazyFile>> {
         let node = self.node(ino).ok()?;
-        match &node.body {
-            Body::File(file) => Some(Arc::clone(file)),
-            _ => None,
-        }
+        node.file_in_use().map(Arc::clone)
     }
 }

@@ -9,17 +9,23 @@
 //! | `changes` | what is said of entries, each in one transaction |
 //! | `tables` | the tables, kept in step with each other |
 //! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
+//! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
+//! | `names` | the source's tree as it was seen last |
 //! | `trees` | block hashes, in files of their own: 2.5 GB for 10 TB |
 //!
 //! # Schema 1
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `schema`, `source`, `created`, `chunks`, `inos` | u64 LE; the source as text |
+//! | meta | `schema`, `source`, `created`, `chunks`, `inos`, `files`, `bytes`, `examined`, `shape` | u64 LE; the source as text; [`SourceShape`] |
 //! | entries | path | [`EntryRecord`] |
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
 //! | unfinished | path | nothing; entries that recovery looks at |
 //! | others | path | [`OtherRecord`] |
+//! | names | (inode number of the directory, name) | [`NameRecord`]; the root is the empty name in directory 0 |
+//! | listings | inode number of a directory of which every name is recorded | the next position to give |
+//! | orphans | inode number of a directory that is gone | nothing; its names are forgotten bit by bit |
+//! | links | identity at the source of a file with several names | one of these |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;
@@ -32,6 +38,9 @@ mod database;
 mod guard;
 #[cfg(test)]
 mod laws;
+mod name;
+mod names;
+mod packed;
 mod record;
 mod tables;
 mod trees;
@@ -54,13 +63,16 @@ use super::root::{create_beneath, stat_entry, sync_directory};
 use ballast::Ballast;
 use database::{Commit, Database, Failure, Opener, corrupt};
 use tables::{
-    BLOCKS, ENTRIES, ERRORS, INOS, META, OTHERS, Tables, UNFINISHED, decode_entry, decode_other,
-    get_blocks, get_entry, get_other,
+    BLOCKS, ENTRIES, ERRORS, INOS, LINKS, LISTINGS, META, NAMES, ORPHANS, OTHERS, Tables,
+    UNFINISHED, decode_entry, decode_other, get_blocks, get_entry, get_other,
 };
 use trees::Trees;
 
 pub(super) use ballast::BALLAST_NAME;
 pub(super) use changes::{IntentEnd, Landed, emptied, published, unmended};
+pub use name::{ListedName, NameRecord, SourceShape};
+pub use names::{KnownFiles, NameChange};
+pub use packed::Packed;
 pub use record::{
     EntryPhase, EntryRecord, ErrorNote, OtherRecord, Part, Placed, ProofClass, Version,
 };
@@ -69,6 +81,7 @@ pub use record::{
 const SCHEMA: u64 = 1;
 /// Length of the error history.
 pub const ERRORS_KEPT: u64 = 1000;
+/// Its name in the state directory.
 pub(super) const CATALOG_NAME: &str = "catalog.redb";
 /// A catalog that is being made.
 pub(super) const DRAFT_NAME: &str = "catalog.new";
@@ -153,6 +166,10 @@ impl Catalog {
                 // All tables, so that every reader finds them.
                 drop(Tables::open(transaction)?);
                 transaction.open_table(ERRORS)?;
+                transaction.open_table(NAMES)?;
+                transaction.open_table(LISTINGS)?;
+                transaction.open_table(ORPHANS)?;
+                transaction.open_table(LINKS)?;
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("schema", SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())
@@ -296,6 +313,33 @@ impl Catalog {
         self.walk(OTHERS, |path, bytes| show(decode_other(path, bytes)?).map_err(Failure::from))
     }
 
+    /// Shows the entry of `path` and all below it, as of one moment.
+    ///
+    /// # Errors
+    /// The first of `show`; as [`Catalog::entry`].
+    pub fn entries_below(
+        &self,
+        path: &RelPath,
+        mut show: impl FnMut(EntryRecord) -> Result<()>,
+    ) -> Result<()> {
+        if let Some(entry) = self.entry(path)? {
+            show(entry)?;
+        }
+        // `/` and the byte after it: all that begins with the path and a slash.
+        let [from, to] = [b'/', b'/' + 1].map(|end| [path.as_bytes(), &[end]].concat());
+        let mut found = Vec::new();
+        self.database.read("read catalog", |transaction| {
+            found.clear();
+            let entries = transaction.open_table(ENTRIES)?;
+            for row in entries.range(from.as_slice()..to.as_slice())? {
+                let (path, bytes) = row?;
+                found.push(decode_entry(path.value(), bytes.value())?);
+            }
+            Ok(())
+        })?;
+        found.into_iter().try_for_each(show)
+    }
+
     /// The entries that have parts or intents.
     pub(super) fn unfinished(&self) -> Result<Vec<EntryRecord>> {
         self.database.read("read catalog", |transaction| {
@@ -394,22 +438,21 @@ impl Catalog {
         self.trees.sync_names()
     }
 
-    /// Removes hash trees that belong to no entry.
+    /// Removes hash trees that belong to no entry, and that nobody has written since the catalog was opened: those may be vouched for
+    /// in a moment.
     pub(super) fn sweep_trees(&self) -> Result<u64> {
         let failed = |errno| Error::io("sweep block hashes", errno).at(&self.shown_as);
-        let all = self.trees.inos().map_err(failed)?;
-        let orphans = self.database.read("read catalog", |transaction| {
-            let inos = transaction.open_table(INOS)?;
-            let mut orphans = Vec::new();
-            for ino in &all {
-                if inos.get(ino)?.is_none() {
-                    orphans.push(*ino);
-                }
+        let mut swept = 0;
+        for ino in self.trees.inos().map_err(failed)? {
+            let is_known = self.database.read("read catalog", |transaction| {
+                Ok(transaction.open_table(INOS)?.get(ino)?.is_some())
+            })?;
+            if !is_known && self.trees.remove_unwritten(ino) {
+                swept += 1;
             }
-            Ok(orphans)
-        })?;
-        orphans.iter().for_each(|ino| self.trees.remove(*ino));
-        Ok(u64::try_from(orphans.len()).unwrap_or(u64::MAX))
+        }
+        self.trees.set_swept();
+        Ok(swept)
     }
 }
 

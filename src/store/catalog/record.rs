@@ -9,6 +9,7 @@ use crate::core::path::RelPath;
 use crate::store::metadata::MetadataLoss;
 
 use super::codec::{Decoder, Encoder};
+use super::packed::{decode_checksum, encode_checksum};
 
 /// First byte of every entry.
 const ENTRY_FORMAT: u8 = 1;
@@ -303,33 +304,12 @@ fn decode_losses(byte: u8) -> Option<Vec<MetadataLoss>> {
     (encode_losses(&losses) == byte).then_some(losses)
 }
 
-fn encode_checksum(to: &mut Encoder, checksum: &Checksum) {
-    let (kind, bytes) = match checksum {
-        Checksum::Sha256(bytes) => (1, bytes),
-        Checksum::Md5(bytes) => (2, bytes),
-        Checksum::Crc32c(bytes) => (3, bytes),
-    };
-    to.byte(kind);
-    to.bytes(bytes);
-}
-
-fn decode_checksum(from: &mut Decoder<'_>) -> Option<Checksum> {
-    let kind = from.byte()?;
-    let bytes = from.bytes()?.to_vec();
-    Some(match kind {
-        1 => Checksum::Sha256(bytes),
-        2 => Checksum::Md5(bytes),
-        3 => Checksum::Crc32c(bytes),
-        _ => return None,
-    })
-}
-
-fn encode_time(to: &mut Encoder, time: Timestamp) {
+pub(super) fn encode_time(to: &mut Encoder, time: Timestamp) {
     to.signed(time.seconds);
     to.number(u64::from(time.nanos));
 }
 
-fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
+pub(super) fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
     let seconds = from.signed()?;
     let nanos = u32::try_from(from.number()?).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Timestamp { seconds, nanos })
@@ -345,7 +325,7 @@ fn decode_placed(from: &mut Decoder<'_>) -> Option<Placed> {
     Some(Placed { inode: from.number()?, size: from.number()?, modified: decode_time(from)? })
 }
 
-fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
+pub(super) fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
     to.number(fingerprint.size);
     let (kind, text) = match &fingerprint.validator {
         Validator::Modified(time) => {
@@ -361,7 +341,7 @@ fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
     to.bytes(text.as_bytes());
 }
 
-fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
+pub(super) fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
     // No file system has more; sums of offsets then never overflow.
     let size = from.number().filter(|size| i64::try_from(*size).is_ok())?;
     let validator = match from.byte()? {
@@ -410,7 +390,7 @@ impl ErrorNote {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -428,7 +408,7 @@ mod tests {
         })
     }
 
-    fn fingerprint() -> impl Strategy<Value = Fingerprint> {
+    pub(in crate::store::catalog) fn fingerprint() -> impl Strategy<Value = Fingerprint> {
         let validator = prop_oneof![
             Just(Validator::SizeOnly),
             time().prop_map(Validator::Modified),

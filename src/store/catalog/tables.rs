@@ -22,6 +22,15 @@ pub(super) const BLOCKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinitio
 pub(super) const UNFINISHED: TableDefinition<'_, &[u8], ()> = TableDefinition::new("unfinished");
 /// path -> entry without bytes of its own
 pub(super) const OTHERS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("others");
+/// (inode number of the directory, name) -> name; the root is the empty name in directory 0
+pub(super) const NAMES: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("names");
+/// inode number of a directory of which every name is recorded -> the next position to give
+pub(super) const LISTINGS: TableDefinition<'_, u64, u64> = TableDefinition::new("listings");
+/// inode numbers of directories that are gone, with names left in them
+pub(super) const ORPHANS: TableDefinition<'_, u64, ()> = TableDefinition::new("orphans");
+/// identity at the source of a file with several names -> one of these
+pub(super) const LINKS: TableDefinition<'_, (u64, u64), (u64, &[u8])> =
+    TableDefinition::new("links");
 /// number -> note
 pub(super) const ERRORS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("errors");
 
