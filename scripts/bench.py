@@ -37,6 +37,7 @@ SHAPES = {
     "reopen": "mount of a destination whose catalog knows 1 000 000 files, after kill -9 (local source)",
     "small": "small files: 20 000 of 4 KiB from a local directory, until every one is durable, beside cp -a and sync",
     "published": "published file through the mount beside the native file, both warm (fio, psync, one job)",
+    "verify": "a finished copy proven again beside b3sum on the same files, all cores; cold: the page cache was dropped",
 }
 
 
@@ -108,6 +109,21 @@ class OursHydrated(Ours):
     """The same, filled and published in the background."""
 
     options = ("--hydrate",)
+
+
+class OursKept(OursHydrated):
+    """A finished copy that nobody serves: unmounted as soon as it is complete."""
+
+    def __enter__(self):
+        with_mount = super().__enter__()
+        try:
+            wait_until(lambda: self.status()["phase"] == "complete", "hydration", DEADLINE_S)
+        finally:
+            super().stop()
+        return with_mount
+
+    def stop(self):
+        """Nothing is mounted."""
 
 
 class Rclone(Mount):
@@ -556,6 +572,50 @@ class Bench:
             print(f"  published  ours        FAILED: {error}", flush=True)
             self.rows.append({"shape": "published", "tool": "ours", "failed": str(error)})
 
+    # -- proving again
+
+    def b3sum(self):
+        """The b3sum that there is, else one from crates.io, built for this machine like a user's."""
+        found = shutil.which("b3sum") or os.path.join("target", "bench-tools", "bin", "b3sum")
+        if not os.path.exists(found):
+            print("  verify     b3sum is not a Debian package: cargo install b3sum", flush=True)
+            subprocess.run(["cargo", "install", "--quiet", "b3sum", "--root", "target/bench-tools"], check=True, timeout=600)
+        return found
+
+    def timed_mb(self, command, size, is_cold):
+        """MB/s of one command over `size` bytes."""
+        if is_cold:
+            os.sync()
+            with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+                file.write("3")
+        began = time.monotonic()
+        run(command, command[0])
+        return size / (time.monotonic() - began) / 1e6
+
+    def shape_verify(self):
+        if "ours" not in self.tools:
+            return
+        try:
+            peer = self.b3sum()
+        except FAILURES as error:
+            print(f"  verify     b3sum cannot be had, and no other tool hashes alike: left out ({error})", flush=True)
+            return
+        try:
+            with OursKept(self) as copy:
+                names = [os.path.join(copy.store, name) for name in [self.big, *self.parts]]
+                size = sum(os.path.getsize(name) for name in names)
+                commands = {"b3sum": [peer, *names], "ours": [self.lazycopy, "verify", copy.store]}
+                for state in ["warm", "cold"] if os.geteuid() == 0 else ["warm"]:
+                    for command in commands.values():
+                        run(command, command[0])
+                    pairs = [{tool: self.timed_mb(command, size, state == "cold") for tool, command in commands.items()}
+                             for _ in range(self.runs)]
+                    for tool in commands:
+                        self.add("verify", tool, state, "MB/s", [pair[tool] for pair in pairs], version([peer, "--version"]) if tool == "b3sum" else "")
+        except FAILURES as error:
+            print(f"  verify     ours        FAILED: {error}", flush=True)
+            self.rows.append({"shape": "verify", "tool": "ours", "failed": str(error)})
+
 
 # ---------------------------------------------------------------------------------------------- report
 
@@ -590,6 +650,8 @@ def baseline(bench, row):
         base, name = bench.median("published", "native", row["metric"]), "native"
     elif row["shape"] == "small":
         base, name = bench.median("small", "cp -a + sync", "time"), "cp -a + sync"
+    elif row["shape"] == "verify":
+        base, name = bench.median("verify", "b3sum", row["metric"]), "b3sum"
     elif row["unit"] == "MB/s":
         base, name = bench.median(row["shape"], "16 curls", "rate"), "16 curls"
     elif row["unit"] == "ms" and row["shape"] != "reopen":
@@ -663,7 +725,7 @@ def main():
     started = time.monotonic()
     for shape in SHAPES:
         # One request is the unit of the others.
-        if not options.only or shape in options.only or (shape == "request" and not {"published", "small"} & set(options.only)):
+        if not options.only or shape in options.only or (shape == "request" and not {"published", "small", "verify", "reopen"} & set(options.only)):
             getattr(bench, f"shape_{shape}")()
     print_table(bench)
 

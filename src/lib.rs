@@ -34,6 +34,7 @@
 //! Absent -> Filling -> Sealed (every block is here) -> Verified (read again: the bytes are those that landed, the source is unchanged) ->
 //! Published (metadata, fsync, rename without clobbering, fsync of the directory). A file that changes at the source gets a new inode
 //! number; the old one answers ESTALE for what is not local. Published files are read by the kernel itself where it can (passthrough).
+//! They can be proven again at any later time, and mended block by block ([`engine::verify`]).
 
 #[cfg(not(lazycopy_loom))]
 pub mod cli;

@@ -14,7 +14,7 @@ use crate::cli::background::{self, Leave};
 use crate::cli::exit::Exit;
 use crate::cli::logging::{self, LogArgs};
 use crate::cli::progress::Progress;
-use crate::cli::{complain, finish, mount_options, say};
+use crate::cli::{absolute, complain, finish, mount_options, say};
 use crate::daemon;
 use crate::daemon::readiness::{Readiness, StatusSource};
 use crate::daemon::settings::{
@@ -35,6 +35,9 @@ pub(crate) struct MountArgs {
     /// Directory for finished files; made if its parent exists [default: none, it must be given]
     #[arg(long, value_name = "DIR", env = "LAZYCOPY_DEST", hide_env_values = true)]
     dest: Option<PathBuf>,
+    /// Directory for the catalog and hashes of --dest; made if its parent exists, remembered in --dest [default: in --dest]
+    #[arg(long, value_name = "DIR", env = "LAZYCOPY_STATE_DIR", hide_env_values = true)]
+    state_dir: Option<PathBuf>,
     /// Fetch and publish the whole tree in the background [default: only what is read]
     #[arg(long, env = "LAZYCOPY_HYDRATE", hide_env_values = true, value_parser = BoolishValueParser::new())]
     hydrate: bool,
@@ -92,6 +95,11 @@ impl MountArgs {
             source: SourceSpec::parse(&self.source)?,
             mountpoint: absolute("use mountpoint", &self.mountpoint)?,
             destination: absolute("use destination", destination)?,
+            state_dir: self
+                .state_dir
+                .as_ref()
+                .map(|path| absolute("use state directory", path))
+                .transpose()?,
             fill,
             mount: mount_options::parse(&self.options)?,
             tree: TreeSettings {
@@ -110,10 +118,6 @@ impl MountArgs {
             fuse_threads: self.fuse_threads,
         })
     }
-}
-
-fn absolute(op: &'static str, path: &PathBuf) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|error| Error::io(op, error).at(path))
 }
 
 /// `0` needs no unit; everything else does.

@@ -25,6 +25,21 @@ pub enum EntryKind {
     BlockDevice,
 }
 
+impl EntryKind {
+    /// The word in reports and receipts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EntryKind::File => "file",
+            EntryKind::Directory => "directory",
+            EntryKind::Symlink => "symlink",
+            EntryKind::Fifo => "fifo",
+            EntryKind::Socket => "socket",
+            EntryKind::CharDevice => "char-device",
+            EntryKind::BlockDevice => "block-device",
+        }
+    }
+}
+
 /// Seconds and nanoseconds since 1970-01-01 UTC; seconds may be negative, `nanos < 1_000_000_000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Timestamp {

@@ -1,6 +1,7 @@
 //! The background copy: what it does, where it stands, how it ended.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::task::AbortHandle;
@@ -9,10 +10,11 @@ use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
 use crate::daemon::start::{Examine, Place, Started, write_marker};
-use crate::engine::Engine;
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
+use crate::engine::{Engine, on_disk};
 use crate::error::Result;
+use crate::store::receipt::Copied;
 
 /// One copy of one source into one destination.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl Job {
 
     async fn end(&self, engine: &Arc<Engine>, copied: Result<u64>) {
         let finished = match copied {
-            Ok(0) if engine.stats().entries_failed() == 0 => engine.finish_root().await.map(|()| 0),
+            Ok(0) if engine.stats().entries_failed() == 0 => self.finish(engine).await.map(|()| 0),
             other => other,
         };
         let failed = engine.stats().entries_failed();
@@ -99,6 +101,16 @@ impl Job {
                 tracing::error!(%error, "copy ended");
             }
         }
+    }
+
+    /// The last steps: DIR itself, then what it can show.
+    async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+        engine.finish_root().await?;
+        let (destination, job) = (engine.destination(), self.name.clone());
+        on_disk("write receipt", move || {
+            destination.write_receipt(&Copied { job, ended: SystemTime::now() })
+        })
+        .await
     }
 
     /// Where it stands.

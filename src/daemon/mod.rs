@@ -8,6 +8,7 @@
 //! | `job` | the background copy and its phase |
 //! | `report` | status and stuck reports; the control socket's orders |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
+//! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod job;
@@ -17,6 +18,7 @@ mod report;
 pub mod settings;
 mod signals;
 mod start;
+pub mod verify;
 mod watch;
 
 use std::sync::Arc;

@@ -14,8 +14,8 @@ use crate::source::http::{HttpOptions, HttpSource};
 use crate::source::local::{LocalOptions, LocalSource};
 use crate::source::reconnecting::{Appearance, Reconnecting};
 use crate::source::{Source, Traits};
-use crate::store::catalog::{CATALOG_NAME, SourceShape};
-use crate::store::{Catalog, RESERVED_NAMES, STATE_NAME};
+use crate::store::catalog::SourceShape;
+use crate::store::{Catalog, Destination, RESERVED_NAMES};
 
 /// How long the source of a copy that was begun before may take at the start.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,7 +39,7 @@ pub(super) struct Reached {
 
 /// Whether a copy was begun in `destination` before.
 pub(super) fn is_begun(destination: &Path) -> bool {
-    destination.join(STATE_NAME).join(CATALOG_NAME).exists()
+    Destination::is_known(destination)
 }
 
 impl Way {
@@ -123,7 +123,7 @@ fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), Kind::Exists | Kind::NotSupported)
 }
 
-async fn open(spec: SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
+pub(super) async fn open(spec: SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
     match spec {
         SourceSpec::Local(path) => {
             let options = LocalOptions { cross_mounts };

@@ -16,6 +16,8 @@ pub struct MountSettings {
     pub mountpoint: PathBuf,
     /// Where finished files become plain files.
     pub destination: PathBuf,
+    /// Where its catalog and hash trees are; `None` = where they were, at first in the destination itself.
+    pub state_dir: Option<PathBuf>,
     /// What is fetched besides what is read.
     pub fill: Fill,
     /// The kernel's side.

@@ -204,6 +204,7 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
             settings::Durability::Normal => Durability::Normal,
             settings::Durability::Paranoid => Durability::Paranoid,
         },
+        state_dir: settings.state_dir.clone(),
         ..DestinationOptions::default()
     };
     let path = place.destination.clone();

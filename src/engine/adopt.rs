@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::attributes::{Attributes, Checksum, EntryKind};
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::ByteRange;
@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
 use crate::store::publish::Vouched;
 use crate::store::verify::{hash_backing, hash_with};
-use crate::store::{BackingFile, Destination, Existing, Identity};
+use crate::store::{BackingFile, Destination, Existing, Identity, MetadataLoss};
 
 /// Conflicts named in the error before the start; the rest is counted.
 const SHOWN_CONFLICTS: usize = 20;
@@ -272,6 +272,7 @@ impl Engine {
         file: &LazyFile,
         existing: &Arc<BackingFile>,
         proof: ProofClass,
+        noted: (Vec<MetadataLoss>, Option<Checksum>),
     ) -> Result<()> {
         if proof == ProofClass::AdoptedUnverified {
             return Ok(());
@@ -280,7 +281,8 @@ impl Engine {
         let (adopted, size) = (Arc::clone(existing), file.size());
         on_disk("record adopted file", move || {
             let hash = hash_backing(&adopted, size)?;
-            destination.record_adopted(&adopted, Vouched { version: &version, hash: &hash, proof })
+            let vouched = Vouched { version: &version, hash: &hash, proof };
+            destination.record_adopted(&adopted, vouched, noted)
         })
         .await
     }
@@ -295,12 +297,13 @@ impl Engine {
         let metadata = self.source_metadata(file).await?;
         let (destination, adopted) = (Arc::clone(&self.destination), Arc::clone(&existing));
         let identity = existing.identity();
+        let checksum = metadata.attributes.checksum.clone();
         let losses = on_disk("set metadata of existing file", move || {
             destination.adopt_file(&adopted, &metadata)
         })
         .await?;
         self.stats.metadata_lost.add(losses.len() as u64);
-        self.record_adopted(file, &existing, proof).await?;
+        self.record_adopted(file, &existing, proof, (losses, checksum)).await?;
         self.publisher.note_ours(&file.path, identity);
         // First the file, then the blocks: who sees them present reads them from here.
         file.set_backing(Some(existing));

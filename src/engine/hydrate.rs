@@ -357,13 +357,13 @@ impl Engine {
             };
             let identity = |path| destination.existing(path).map(|found| found.map(|e| e.identity));
             if identity(&first)? == identity(&path)? {
-                return Ok(0);
+                return destination.note_existing_link(&first, &path).map(|()| 0);
             }
             let (one, other) =
                 (destination.open_published(&first)?, destination.open_published(&path)?);
             // Equal bytes under a name of their own: kept; only the link is lost.
             match compare_files(&one, &other)? {
-                None => Ok(1),
+                None => destination.note_existing_link(&first, &path).map(|()| 1),
                 Some(_) => Err(error),
             }
         })
@@ -382,7 +382,8 @@ impl Engine {
         let destination = Arc::clone(&self.destination);
         let losses = on_disk("publish entry", move || {
             if destination.existing(&path)?.is_some() {
-                return Ok(0); // compared before the start
+                // Compared before the start.
+                return destination.note_existing(&path, metadata.attributes.kind).map(|()| 0);
             }
             let published = match target {
                 Some(target) => {

@@ -33,12 +33,14 @@ impl LetGo {
         }
     }
 
-    /// It is in memory again, or its name means another version.
-    pub(super) fn take_back(&self, ino: u64) {
-        if let Some(bytes) = self.files.remove(&ino) {
+    /// It is in memory again, or its name means another version. Says whether it had been let go in this life.
+    pub(super) fn take_back(&self, ino: u64) -> bool {
+        let bytes = self.files.remove(&ino);
+        if let Some(bytes) = bytes {
             self.count.sub(1);
             self.bytes.sub(bytes);
         }
+        bytes.is_some()
     }
 
     /// How many, and their bytes.

@@ -15,6 +15,7 @@
 //! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`hydrate`] | the whole tree in the background |
+//! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
@@ -40,6 +41,7 @@ pub mod room;
 pub mod settings;
 pub mod stats;
 pub mod tree;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -85,6 +87,11 @@ pub enum Notice {
         parent: u64,
         /// Name in it.
         name: OsString,
+    },
+    /// The kernel's pages of this inode may be wrong: the bytes are the same version's, the file that holds them is another.
+    ContentChanged {
+        /// The inode.
+        ino: u64,
     },
     /// No more of them: the session has ended.
     Ended,
@@ -185,6 +192,16 @@ impl Engine {
     /// The table of waiting operations.
     pub fn in_flight(&self) -> &Arc<InFlight> {
         &self.in_flight
+    }
+
+    /// The destination.
+    pub fn destination(&self) -> Arc<Destination> {
+        Arc::clone(&self.destination)
+    }
+
+    /// The source.
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source)
     }
 
     /// The settings.

@@ -7,6 +7,7 @@ use crate::core::flight::{Boarded, Landing};
 use crate::core::path::RelPath;
 use crate::core::permits::Permit;
 use crate::core::phase::Phase;
+use crate::core::range::{ByteRange, block_count, block_range};
 use crate::engine::file::LazyFile;
 use crate::engine::publisher::Ready;
 use crate::engine::resume::is_ours;
@@ -118,7 +119,7 @@ impl Engine {
         tracing::warn!(path = %file.path, kind = %error.kind(), %error, "not published");
     }
 
-    fn start_over(&self, file: &LazyFile, error: &Error) {
+    pub(crate) fn start_over(&self, file: &LazyFile, error: &Error) {
         self.stats.errors.remember(&file.path, error);
         self.stats.bytes_wasted.add(file.size());
         tracing::error!(path = %file.path, %error, "not published; fetched again");
@@ -154,10 +155,31 @@ impl Engine {
         }
     }
 
+    /// Compares blocks that nothing vouches for with the source: holes, and what an earlier life left without a hash.
+    async fn confirm_unhashed(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        backing: &Arc<BackingFile>,
+    ) -> Result<()> {
+        let unhashed = unhashed(file);
+        if unhashed.is_empty() {
+            return Ok(());
+        }
+        match self.first_difference_in(file, backing, &unhashed).await? {
+            None => Ok(()),
+            Some(offset) => Err(Error::new(Kind::Corrupt, "verify file")
+                .at(file.path.as_path())
+                .because(format!("byte {offset} on the destination's disk is not the source's"))),
+        }
+    }
+
     async fn try_publish(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<ProofClass> {
         let backing = file.ensure_backing(&self.destination).await?;
+        let epoch = file.claims.epoch();
         if file.is_provisional() {
             self.confirm_provisional(file, &backing).await?;
+        } else {
+            self.confirm_unhashed(file, &backing).await?;
         }
         let metadata = self.source_metadata(file).await?;
         // Not before: many files wait for their source at the same time.
@@ -171,6 +193,11 @@ impl Engine {
             Ok((verified, engine.may_replace(&checked.path).map_err(Error::of_destination)?))
         };
         let ((hash, proof), replace) = on_disk("verify file", look).await?;
+        if file.claims.epoch() != epoch {
+            let error = Error::new(Kind::Corrupt, "verify file").at(file.path.as_path());
+            let why = "what was received was taken back meanwhile";
+            return Err(error.because(why).of_destination());
+        }
         file.phase.advance(Phase::Verified);
         let ready = Ready {
             part: Arc::clone(&backing),
@@ -291,6 +318,19 @@ pub(crate) fn conflict(path: &RelPath, offset: u64) -> Error {
         .at(path.as_path())
         .because(format!("it differs from the source from byte {offset} on; it was left alone"))
         .hint("move it away, or start with --existing overwrite")
+}
+
+/// The blocks of which no hash is known, as ranges in rising order.
+fn unhashed(file: &LazyFile) -> Vec<ByteRange> {
+    let mut ranges: Vec<ByteRange> = Vec::new();
+    for index in (0..block_count(file.size())).filter(|index| file.hashes.get(*index).is_none()) {
+        let block = block_range(index, file.size());
+        match ranges.last_mut() {
+            Some(last) if last.end == block.start => last.end = block.end,
+            _ => ranges.push(block),
+        }
+    }
+    ranges
 }
 
 /// Reads the bytes again and compares them with what was received, and with the source's own checksum.

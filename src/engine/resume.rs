@@ -58,10 +58,10 @@ pub fn begin(destination: &Destination, source: &str) -> Result<Beginning> {
     })
 }
 
-/// Whether what lies at `path` is a file that we published and nobody touched since. Blocking.
+/// Whether what lies at `path` is a file that we published, of this version or an earlier one, and nobody touched since. Blocking.
 pub(crate) fn is_ours(destination: &Destination, path: &RelPath) -> Result<bool> {
     let Some(record) = destination.catalog().entry(path)? else { return Ok(false) };
-    Ok(destination.standing(&record)? == Standing::Same)
+    destination.has_placed(&record)
 }
 
 /// What is taken out of a file for one checkpoint.
@@ -125,7 +125,7 @@ impl Engine {
     }
 
     fn restore_now(&self, file: &LazyFile) -> Result<()> {
-        self.tree.let_go.take_back(file.ino);
+        let was_here = self.tree.let_go.take_back(file.ino);
         let destination = &self.destination;
         if file.backing().is_some() || file.is_stale() {
             return Ok(()); // begun anew already: two files never hold the bytes of one
@@ -144,6 +144,9 @@ impl Engine {
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
+                if !was_here {
+                    self.stats.metadata_lost.add(record.losses.len() as u64);
+                }
                 self.note_published(file, record.proof.unwrap_or(ProofClass::Transfer));
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed

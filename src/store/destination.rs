@@ -1,24 +1,27 @@
 //! DIR: opened once, locked, held by a descriptor, and everything else in this folder reached through it.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use crate::core::attributes::EntryKind;
 use crate::core::ids::Ids;
 use crate::core::path::RelPath;
 use crate::core::pool::LruPool;
 use crate::error::{Error, Kind, Result};
 
 use super::backing::Descriptor;
-use super::catalog::Catalog;
+use super::catalog::{CATALOG_NAME, Catalog};
+use super::elsewhere::POINTER_NAME;
 use super::metadata::{self, Metadata, MetadataLoss, Target};
 use super::probe::{self, Abilities};
+use super::receipt::HasReceipt;
 use super::recovery::Recovery;
-use super::root::{Root, UNFINISHED_DIRECTORY, sync_directory};
+use super::root::{Root, UNFINISHED_DIRECTORY, open_beneath, stat_entry, sync_directory};
 use super::state::StateDirectory;
 
 /// Private state of a destination.
@@ -28,7 +31,7 @@ pub const MARKER_NAME: &str = "LAZYCOPY-INCOMPLETE.txt";
 /// Names in DIR that belong to us: no entry of a source can be published under them.
 pub const RESERVED_NAMES: [&str; 2] = [STATE_NAME, MARKER_NAME];
 
-const MARKER_FIRST_LINE: &str = "This copy is not complete.";
+pub(super) const MARKER_FIRST_LINE: &str = "This copy is not complete.";
 
 /// How surely a file is on the disk when it is called verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -53,6 +56,8 @@ pub struct DestinationOptions {
     pub durability: Durability,
     /// Taken off the modes that are made up where a source has none: files 0666, directories 0777.
     pub umask: u32,
+    /// Where catalog and hash trees lie; `None` = where they did, at first in DIR itself. It is made if its parent exists.
+    pub state_dir: Option<PathBuf>,
     /// Most descriptors of backing files that stay open; `None` = a quarter of the soft RLIMIT_NOFILE.
     pub descriptors: Option<usize>,
 }
@@ -65,6 +70,7 @@ impl Default for DestinationOptions {
             strict_metadata: false,
             durability: Durability::Normal,
             umask: 0o022,
+            state_dir: None,
             descriptors: None,
         }
     }
@@ -88,6 +94,7 @@ pub(super) struct Disk {
     pub(super) options: DestinationOptions,
     pub(super) descriptors: LruPool<u64, Descriptor>,
     pub(super) ids: Ids,
+    pub(super) receipt: HasReceipt,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
 }
@@ -104,7 +111,7 @@ impl Destination {
         let (root, is_new) = open_root(root)?;
         let own = rustix::fs::fstat(root.fd())
             .map_err(|errno| root.error("stat destination", &RelPath::root(), errno))?;
-        let state = StateDirectory::open(&root)?;
+        let state = StateDirectory::open(&root, options.state_dir.as_deref())?;
         let abilities = probe::probe(state.parts())?;
         abilities.require(root.shown_as())?;
         if is_new || options.conceal {
@@ -115,13 +122,38 @@ impl Destination {
         let descriptors = LruPool::new(options.descriptors.unwrap_or_else(default_descriptors));
         let salt = probe::random();
         let ids = Ids::default();
-        let shown_as = root.shown_as().join(STATE_NAME);
-        let catalog = Catalog::open(state.fd(), state.trees(), &shown_as)?;
-        let disk = Disk { root, catalog, state, abilities, options, descriptors, ids, salt };
+        let (own, shown_as) = state.catalog(&root);
+        let catalog = Catalog::open(own, state.trees(), &shown_as)?;
+        let receipt = HasReceipt::default();
+        let disk =
+            Disk { root, catalog, state, abilities, options, descriptors, ids, receipt, salt };
+        disk.look_for_receipt();
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };
         let recovery = opened.recover()?;
         tracing::info!(path = %opened.shown_as().display(), ?recovery, "destination opened");
         Ok(Self { recovery: Arc::new(recovery), ..opened })
+    }
+
+    /// As [`Destination::open`] for a DIR that is a destination already; nothing is made in any other.
+    ///
+    /// # Errors
+    /// `NotFound` if it is none.
+    pub fn open_known(root: &Path, options: DestinationOptions) -> Result<Self> {
+        if !Self::is_known(root) {
+            return Err(Error::new(Kind::NotFound, "open destination")
+                .at(root)
+                .because("no copy of lazycopy's is recorded here")
+                .hint("name the DIR that was given as --dest"));
+        }
+        Self::open(root, options)
+    }
+
+    /// Whether a copy was begun in the directory `root` before.
+    pub fn is_known(root: &Path) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(directory) = rustix::fs::open(root, flags, Mode::empty()) else { return false };
+        open_beneath(directory.as_fd(), STATE_NAME.as_bytes(), flags)
+            .is_ok_and(|state| has_catalog(state.as_fd()))
     }
 
     /// What the destination's file system can do.
@@ -149,7 +181,7 @@ impl Destination {
         self.recovery.swept_parts
     }
 
-    /// Puts the marker into DIR: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
+    /// Puts the marker into DIR and takes a receipt away: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
     ///
     /// # Errors
     /// `Exists` if something that is not our marker has its name; else as a write.
@@ -161,6 +193,7 @@ impl Destination {
              Files that are here are whole; files that are missing here were not copied yet.\n\
              lazycopy removes this file when the copy is complete.\n"
         );
+        self.remove_receipt()?;
         self.disk.state.write_marker(&self.disk.root, MARKER_FIRST_LINE, &text)
     }
 
@@ -197,6 +230,7 @@ impl Destination {
         let losses = metadata::apply(disk, &Target::Open(directory.as_fd()), path, metadata)?;
         sync_directory(directory.as_fd())
             .map_err(|errno| disk.root.error("sync directory", path, errno))?;
+        disk.catalog.note_other(path, EntryKind::Directory, None, Some(&losses))?;
         Ok(losses)
     }
 
@@ -265,6 +299,13 @@ impl Disk {
     pub(super) fn part_name(&self, id: u64) -> String {
         format!("{:016x}-{id}", self.salt)
     }
+}
+
+/// Whether a private directory holds a catalog, or says where it is.
+fn has_catalog(state: BorrowedFd<'_>) -> bool {
+    [CATALOG_NAME, POINTER_NAME]
+        .iter()
+        .any(|name| matches!(stat_entry(state, name.as_ref()), Ok(Some(_))))
 }
 
 fn default_descriptors() -> usize {

@@ -9,8 +9,11 @@
 //! | [`metadata`], [`publish`], [`special`] | owner, xattrs, times, mode; and the rename into place |
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
+//! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
 //! | [`existing`] | what lies in DIR already |
+//! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
+//! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
@@ -20,11 +23,16 @@ pub mod catalog;
 pub mod checkpoint;
 pub mod checksum;
 pub mod destination;
+mod elsewhere;
 pub mod existing;
+pub mod forget;
+pub mod mend;
 pub mod metadata;
 mod place;
 pub mod probe;
+pub mod proof;
 pub mod publish;
+pub mod receipt;
 pub mod recovery;
 mod root;
 pub mod space;

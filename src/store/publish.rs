@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::core::attributes::{Checksum, EntryKind};
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 
@@ -122,11 +123,17 @@ impl Destination {
         settle(disk, placed.into_iter().map(|stage| stage?.then(confirm)).collect())
     }
 
-    /// Records a file of DIR that was adopted: its bytes are those of the version, durably.
+    /// Records a file of DIR that was adopted: its bytes are those of the version, durably. `noted` is what of its metadata was lost, and
+    /// the source's checksum.
     ///
     /// # Errors
     /// `Stale` if a later version of this path is recorded; as a durable write of the catalog.
-    pub fn record_adopted(&self, file: &BackingFile, vouched: Vouched<'_>) -> Result<()> {
+    pub fn record_adopted(
+        &self,
+        file: &BackingFile,
+        vouched: Vouched<'_>,
+        noted: (Vec<MetadataLoss>, Option<Checksum>),
+    ) -> Result<()> {
         let disk = &self.disk;
         let path = file.published_path().ok_or_else(|| file.error("record file", Errno::INVAL))?;
         let descriptor = file.descriptor()?;
@@ -137,7 +144,8 @@ impl Destination {
             disk.catalog.sync_hash_names().map_err(failed)?;
         }
         let phase = EntryPhase::Published(placed_of(&stat));
-        let record = record_of(&path, &vouched, phase, None);
+        let record = record_of(&path, &vouched, phase, noted);
+        disk.will_change(std::slice::from_ref(&record))?;
         match disk.catalog.record_intents(&[record])?.as_slice() {
             [true] => Ok(()),
             _ => Err(superseded(&path)),
@@ -176,7 +184,9 @@ impl Destination {
                 _ => error,
             }
         })?;
-        sync_directory(to.as_fd()).map_err(|errno| disk.root.error("sync directory of", new, errno))
+        sync_directory(to.as_fd())
+            .map_err(|errno| disk.root.error("sync directory of", new, errno))?;
+        disk.catalog.note_other(new, EntryKind::File, Some(existing), Some(&[]))
     }
 }
 
@@ -244,14 +254,19 @@ impl<'a> Publication<'a> {
 
     /// What the catalog shall know before the rename.
     fn intent(&self) -> Result<Option<EntryRecord>> {
-        let Candidate { file, path, vouched, .. } = self.candidate;
+        let Candidate { file, path, metadata, vouched, .. } = self.candidate;
         let Some(vouched) = vouched else { return Ok(None) };
         let descriptor = file.descriptor()?;
         let stat = rustix::fs::fstat(&*descriptor)
             .map_err(|errno| self.disk.root.error("stat part of", path, errno))?;
         let placed = placed_of(&stat);
-        let part = Part { name: self.part.clone(), inode: placed.inode };
-        Ok(Some(record_of(path, &vouched, EntryPhase::Verified(placed), Some(part))))
+        let part = Some(Part { name: self.part.clone(), inode: placed.inode });
+        let checksum = metadata.attributes.checksum.clone();
+        let noted = (self.losses.clone(), checksum);
+        Ok(Some(EntryRecord {
+            part,
+            ..record_of(path, &vouched, EntryPhase::Verified(placed), noted)
+        }))
     }
 
     fn end_intent(&self, end: IntentEnd) -> Option<(&'a RelPath, u64, IntentEnd)> {
@@ -315,7 +330,7 @@ fn intend<'a>(disk: &Disk, stages: Vec<Result<Publication<'a>>>) -> Vec<Result<P
         stages.iter().flatten().filter_map(|(_, intent)| intent.clone()).collect();
     let recorded = match intents.as_slice() {
         [] => Ok(Vec::new()),
-        intents => disk.catalog.record_intents(intents),
+        intents => disk.will_change(intents).and_then(|()| disk.catalog.record_intents(intents)),
     };
     let mut counts = recorded.as_deref().unwrap_or_default().iter();
     let mut take_part = |(mut publication, intent): (Publication<'a>, Option<EntryRecord>)| {
@@ -375,11 +390,11 @@ fn record_of(
     path: &RelPath,
     vouched: &Vouched<'_>,
     phase: EntryPhase,
-    part: Option<Part>,
+    (losses, checksum): (Vec<MetadataLoss>, Option<Checksum>),
 ) -> EntryRecord {
     let absent = EntryRecord::absent(path.clone(), vouched.version.clone());
     let digest = Some(vouched.hash.root);
-    EntryRecord { phase, part, digest, proof: Some(vouched.proof), ..absent }
+    EntryRecord { phase, digest, proof: Some(vouched.proof), losses, checksum, ..absent }
 }
 
 fn superseded(path: &RelPath) -> Error {

@@ -31,3 +31,4 @@ mod sparse;
 mod status;
 mod stress;
 mod unmounting;
+mod verify;

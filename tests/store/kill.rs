@@ -14,7 +14,8 @@ use super::catalog::{block_bytes, check_part, version};
 use super::support::{CHILD_DIRECTORY, child, metadata, open, part, rel, skip};
 
 /// strace counts each call for itself.
-const CALLS: [&str; 6] = ["fsync", "fdatasync", "syncfs", "renameat", "renameat2", "unlinkat"];
+pub(crate) const CALLS: [&str; 6] =
+    ["fsync", "fdatasync", "syncfs", "renameat", "renameat2", "unlinkat"];
 const FILES: [(&str, u64); 4] = [("d/a", 2), ("b", 3), ("d/e/c", 4), ("large", 5)];
 
 fn content(ino: u64) -> Vec<u8> {
@@ -67,7 +68,7 @@ fn child_that_recovers() {
 }
 
 /// Runs a child that is killed at its `at`-th `call`; false if it ended before.
-fn run_killed(test: &str, directory: &Path, call: &str, at: usize) -> bool {
+pub(crate) fn run_killed(test: &str, directory: &Path, call: &str, at: usize) -> bool {
     let inner = child(test, directory, None);
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("trace={call}"));

@@ -1,4 +1,4 @@
-//! The durable catalog of a destination: `DIR/.lazycopy/catalog.redb` and the hash trees beside it. What it says of a block or a file
+//! The durable catalog of a destination: `DIR/.lazycopy/catalog.redb` (or in `--state-dir`) and the hash trees beside it. What it says of a block or a file
 //! is true after a crash; what it does not say is not trusted. It decides nothing: [`super::checkpoint`], [`super::publish`] and
 //! [`super::recovery`] keep the order of syncs and call it. Blocking: the engine calls it from `spawn_blocking`.
 //!
@@ -9,7 +9,7 @@
 //! | `changes` | what is said of entries, each in one transaction |
 //! | `history` | errors that are not made good, and how surely files were written |
 //! | `tables` | the tables, kept in step with each other |
-//! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one |
+//! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
 //! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
 //! | `names` | the source's tree as it was seen last |
 //! | `trees` | block hashes, in files of their own: 2.5 GB for 10 TB |
@@ -26,6 +26,7 @@
 //! | listings | inode number of a directory of which every name is recorded | the next position to give |
 //! | orphans | inode number of a directory that is gone | nothing; its names are forgotten bit by bit |
 //! | links | identity at the source of a file with several names | one of these |
+//! | others | path | [`OtherRecord`] |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;
@@ -35,6 +36,7 @@ mod codec;
 #[cfg(test)]
 mod crash;
 mod database;
+mod guard;
 mod history;
 #[cfg(test)]
 mod laws;
@@ -63,16 +65,19 @@ use super::root::{create_beneath, stat_entry, sync_directory};
 use ballast::Ballast;
 use database::{Commit, Database, Failure, Opener, corrupt};
 use tables::{
-    BLOCKS, ENTRIES, ERRORS, INOS, LINKS, LISTINGS, META, NAMES, ORPHANS, Tables, UNFINISHED,
-    decode_entry, get_blocks, get_entry,
+    BLOCKS, ENTRIES, ERRORS, INOS, LINKS, LISTINGS, META, NAMES, ORPHANS, OTHERS, Tables,
+    UNFINISHED, decode_entry, decode_other, get_blocks, get_entry, get_other,
 };
 use trees::Trees;
 
-pub(super) use changes::{IntentEnd, Landed, emptied, published};
+pub(super) use ballast::BALLAST_NAME;
+pub(super) use changes::{IntentEnd, Landed, emptied, published, unmended};
 pub use name::{ListedName, NameRecord, SourceShape};
 pub use names::{KnownFiles, NameChange};
 pub use packed::Packed;
-pub use record::{EntryPhase, EntryRecord, ErrorNote, Part, Placed, ProofClass, Version};
+pub use record::{
+    EntryPhase, EntryRecord, ErrorNote, OtherRecord, Part, Placed, ProofClass, Version,
+};
 
 /// The schema that this version writes and reads.
 const SCHEMA: u64 = 1;
@@ -81,7 +86,7 @@ pub const ERRORS_KEPT: u64 = 1000;
 /// Its name in the state directory.
 pub const CATALOG_NAME: &str = "catalog.redb";
 /// A catalog that is being made.
-const DRAFT_NAME: &str = "catalog.new";
+pub(super) const DRAFT_NAME: &str = "catalog.new";
 
 /// What is being copied here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,18 +273,25 @@ impl Catalog {
     /// # Errors
     /// The first of `show`; as [`Catalog::entry`].
     pub fn entries(&self, mut show: impl FnMut(EntryRecord) -> Result<()>) -> Result<()> {
+        self.walk(ENTRIES, |path, bytes| show(decode_entry(path, bytes)?).map_err(Failure::from))
+    }
+
+    fn walk(
+        &self,
+        table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
+        mut show: impl FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+    ) -> Result<()> {
         let mut after: Vec<u8> = Vec::new();
         let mut is_first = true;
         // `read` may run twice: it goes on behind what was shown.
         self.database.read("read catalog", |transaction| {
-            for row in transaction.open_table(ENTRIES)?.range(after.clone().as_slice()..)? {
+            for row in transaction.open_table(table)?.range(after.clone().as_slice()..)? {
                 let (path, bytes) = row?;
                 if !is_first && path.value() == after {
                     continue;
                 }
-                let record = decode_entry(path.value(), bytes.value())?;
                 (is_first, after) = (false, path.value().to_vec());
-                show(record)?;
+                show(path.value(), bytes.value())?;
             }
             Ok(())
         })
@@ -310,6 +322,24 @@ impl Catalog {
             Ok(())
         })?;
         found.into_iter().try_for_each(show)
+    }
+
+    /// What is recorded of an entry without bytes of its own.
+    ///
+    /// # Errors
+    /// As [`Catalog::entry`].
+    pub fn other(&self, path: &RelPath) -> Result<Option<OtherRecord>> {
+        self.database.read("read catalog", |transaction| {
+            get_other(&transaction.open_table(OTHERS)?, path.as_bytes())
+        })
+    }
+
+    /// As [`Catalog::entries`] for entries without bytes of their own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn others(&self, mut show: impl FnMut(OtherRecord) -> Result<()>) -> Result<()> {
+        self.walk(OTHERS, |path, bytes| show(decode_other(path, bytes)?).map_err(Failure::from))
     }
 
     /// The entries that have parts or intents.
@@ -402,6 +432,11 @@ fn opener_of(state: OwnedFd, name: &'static str) -> Opener {
     let flags = if is_draft { OFlags::CREATE } else { OFlags::empty() };
     Box::new(move |builder| {
         let file = open_file(state.as_fd(), name, flags).map_err(std::io::Error::from)?;
+        // redb would begin an empty file anew.
+        let is_empty = || rustix::fs::fstat(&file).map(|stat| stat.st_size == 0);
+        if !is_draft && is_empty().map_err(std::io::Error::from)? {
+            return Err(redb::StorageError::Corrupted("it is empty".to_owned()).into());
+        }
         builder.create_file(file.into())
     })
 }

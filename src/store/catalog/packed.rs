@@ -136,7 +136,7 @@ fn small(from: &mut Decoder<'_>) -> Option<u32> {
     u32::try_from(from.number()?).ok()
 }
 
-fn encode_checksum(to: &mut Encoder, checksum: &Checksum) {
+pub(super) fn encode_checksum(to: &mut Encoder, checksum: &Checksum) {
     let (kind, digest) = match checksum {
         Checksum::Sha256(digest) => (1, digest),
         Checksum::Md5(digest) => (2, digest),
@@ -146,7 +146,7 @@ fn encode_checksum(to: &mut Encoder, checksum: &Checksum) {
     to.bytes(digest);
 }
 
-fn decode_checksum(from: &mut Decoder<'_>) -> Option<Checksum> {
+pub(super) fn decode_checksum(from: &mut Decoder<'_>) -> Option<Checksum> {
     let kind = from.byte()?;
     let digest = from.bytes()?.to_vec();
     match kind {

@@ -4,10 +4,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::core::attributes::{Fingerprint, Timestamp, Validator};
+use crate::core::attributes::{Checksum, EntryKind, Fingerprint, Timestamp, Validator};
 use crate::core::path::RelPath;
+use crate::store::metadata::MetadataLoss;
 
 use super::codec::{Decoder, Encoder};
+use super::packed::{decode_checksum, encode_checksum};
 
 /// First byte of every entry.
 const ENTRY_FORMAT: u8 = 1;
@@ -33,6 +35,17 @@ pub enum ProofClass {
     Transfer = 2,
     /// It lay in DIR before and was taken unseen.
     AdoptedUnverified = 3,
+}
+
+impl ProofClass {
+    /// The word in reports and receipts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProofClass::SourceChecksum => "source-checksum",
+            ProofClass::Transfer => "transfer",
+            ProofClass::AdoptedUnverified => "adopted-unverified",
+        }
+    }
 }
 
 /// A part by name and inode number. No device number: it changes over a reboot, and nothing of ours is on another device than DIR.
@@ -89,13 +102,29 @@ pub struct EntryRecord {
     pub digest: Option<[u8; 32]>,
     /// How it was proven.
     pub proof: Option<ProofClass>,
+    /// The source's own checksum of it, where it gave one.
+    pub checksum: Option<Checksum>,
+    /// Metadata of the source that DIR could not keep; each kind once, in order.
+    pub losses: Vec<MetadataLoss>,
+    /// The intent is to put good bytes of this same version in the place of `former`.
+    pub is_mend: bool,
 }
 
 impl EntryRecord {
     /// A version of which nothing is here.
     pub fn absent(path: RelPath, version: Version) -> Self {
-        let phase = EntryPhase::Absent;
-        Self { path, version, phase, part: None, former: None, digest: None, proof: None }
+        Self {
+            path,
+            version,
+            phase: EntryPhase::Absent,
+            part: None,
+            former: None,
+            digest: None,
+            proof: None,
+            checksum: None,
+            losses: Vec::new(),
+            is_mend: false,
+        }
     }
 
     /// What we may have put under the final name, whatever version it is.
@@ -128,7 +157,9 @@ impl EntryRecord {
             has(self.version.is_settled, 0)
                 | has(self.part.is_some(), 1)
                 | has(self.former.is_some(), 2)
-                | has(self.digest.is_some(), 3),
+                | has(self.digest.is_some(), 3)
+                | has(self.checksum.is_some(), 4)
+                | has(self.is_mend, 5),
         );
         to.byte(self.proof.map_or(0, |proof| proof as u8));
         to.number(self.version.ino);
@@ -140,6 +171,8 @@ impl EntryRecord {
         }
         self.former.iter().for_each(|placed| encode_placed(&mut to, placed));
         self.digest.iter().for_each(|digest| to.array(digest));
+        self.checksum.iter().for_each(|checksum| encode_checksum(&mut to, checksum));
+        to.byte(encode_losses(&self.losses));
         to.finish()
     }
 
@@ -152,7 +185,7 @@ impl EntryRecord {
         }
         let phase = from.byte()?;
         let flags = from.byte()?;
-        if flags >= 1 << 4 {
+        if flags >= 1 << 6 {
             return None;
         }
         let proof = decode_proof(from.byte()?)?;
@@ -174,9 +207,61 @@ impl EntryRecord {
         }
         let former = if flags & 4 != 0 { Some(decode_placed(&mut from)?) } else { None };
         let digest = if flags & 8 != 0 { Some(from.array()?) } else { None };
+        let checksum = if flags & 16 != 0 { Some(decode_checksum(&mut from)?) } else { None };
+        let losses = decode_losses(from.byte()?)?;
         from.end()?;
         let version = Version { ino, fingerprint, is_settled: flags & 1 != 0 };
-        Some(Self { path, version, phase, part, former, digest, proof })
+        let is_mend = flags & 32 != 0;
+        Some(Self { path, version, phase, part, former, digest, proof, checksum, losses, is_mend })
+    }
+}
+
+/// An entry of DIR without bytes of its own: a directory, a symlink, a pipe, one more name of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRecord {
+    /// Where it is, at the source and in DIR.
+    pub path: RelPath,
+    /// What it is; a file is one more name of another.
+    pub kind: EntryKind,
+    /// The published file that it is a name of.
+    pub link_of: Option<RelPath>,
+    /// Metadata of the source that DIR could not keep; each kind once, in order.
+    pub losses: Vec<MetadataLoss>,
+}
+
+const KINDS: [EntryKind; 7] = [
+    EntryKind::File,
+    EntryKind::Directory,
+    EntryKind::Symlink,
+    EntryKind::Fifo,
+    EntryKind::Socket,
+    EntryKind::CharDevice,
+    EntryKind::BlockDevice,
+];
+
+impl OtherRecord {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.byte(ENTRY_FORMAT);
+        let kind = KINDS.iter().position(|kind| *kind == self.kind).unwrap_or(0);
+        to.number(u64::try_from(kind).unwrap_or(0));
+        to.byte(encode_losses(&self.losses));
+        to.bytes(self.link_of.as_ref().map_or(&[], RelPath::as_bytes));
+        to.finish()
+    }
+
+    /// `None` if the bytes are no such record.
+    pub(super) fn decode(path: &[u8], bytes: &[u8]) -> Option<Self> {
+        let path = path_of(path)?;
+        let mut from = Decoder(bytes);
+        if from.byte()? != ENTRY_FORMAT {
+            return None;
+        }
+        let kind = *KINDS.get(usize::try_from(from.number()?).ok()?)?;
+        let losses = decode_losses(from.byte()?)?;
+        let link_of = path_of(from.bytes()?).filter(|path| !path.is_root());
+        from.end()?;
+        Some(Self { path, kind, link_of, losses })
     }
 }
 
@@ -204,6 +289,19 @@ fn decode_proof(byte: u8) -> Option<Option<ProofClass>> {
         3 => Some(ProofClass::AdoptedUnverified),
         _ => return None,
     })
+}
+
+/// A bit for each kind, in the order of [`MetadataLoss::ALL`].
+fn encode_losses(losses: &[MetadataLoss]) -> u8 {
+    let bits = MetadataLoss::ALL.iter().enumerate();
+    bits.filter(|(_, loss)| losses.contains(loss)).fold(0, |byte, (bit, _)| byte | 1 << bit)
+}
+
+fn decode_losses(byte: u8) -> Option<Vec<MetadataLoss>> {
+    let bits = MetadataLoss::ALL.into_iter().enumerate();
+    let losses: Vec<_> =
+        bits.filter(|(bit, _)| byte & 1 << bit != 0).map(|(_, loss)| loss).collect();
+    (encode_losses(&losses) == byte).then_some(losses)
 }
 
 pub(super) fn encode_time(to: &mut Encoder, time: Timestamp) {
@@ -343,15 +441,46 @@ pub(super) mod tests {
         let version = (any::<u64>(), fingerprint(), any::<bool>())
             .prop_map(|(ino, fingerprint, is_settled)| Version { ino, fingerprint, is_settled });
         let digest = any::<Option<[u8; 32]>>();
-        (version, phase(), part, prop::option::of(placed()), digest, proof()).prop_map(
-            |(version, phase, part, former, digest, proof)| EntryRecord {
-                path: path_of(b"a/b\xff").unwrap(),
-                version,
-                phase,
-                part,
-                former,
-                digest,
-                proof,
+        let noted = (prop::option::of(checksum()), losses(), any::<bool>());
+        (version, phase(), part, prop::option::of(placed()), digest, proof(), noted).prop_map(
+            |(version, phase, part, former, digest, proof, (checksum, losses, is_mend))| {
+                EntryRecord {
+                    path: path_of(b"a/b\xff").unwrap(),
+                    version,
+                    phase,
+                    part,
+                    former,
+                    digest,
+                    proof,
+                    checksum,
+                    losses,
+                    is_mend,
+                }
+            },
+        )
+    }
+
+    fn checksum() -> impl Strategy<Value = Checksum> {
+        prop_oneof![
+            any::<Vec<u8>>().prop_map(Checksum::Sha256),
+            any::<Vec<u8>>().prop_map(Checksum::Md5),
+            any::<Vec<u8>>().prop_map(Checksum::Crc32c),
+        ]
+    }
+
+    fn losses() -> impl Strategy<Value = Vec<MetadataLoss>> {
+        prop::sample::subsequence(MetadataLoss::ALL.to_vec(), 0..=MetadataLoss::ALL.len())
+    }
+
+    fn other() -> impl Strategy<Value = OtherRecord> {
+        let link_of =
+            prop::option::of("[a-z]{1,9}".prop_map(|path| path_of(path.as_bytes()).unwrap()));
+        (prop::sample::select(KINDS.to_vec()), link_of, losses()).prop_map(
+            |(kind, link_of, losses)| OtherRecord {
+                path: path_of(b"c/\xfe").unwrap(),
+                kind,
+                link_of,
+                losses,
             },
         )
     }
@@ -364,10 +493,17 @@ pub(super) mod tests {
         }
 
         #[test]
+        fn another_record_survives_the_round_trip(record in other()) {
+            let bytes = record.encode();
+            prop_assert_eq!(OtherRecord::decode(record.path.as_bytes(), &bytes), Some(record));
+        }
+
+        #[test]
         fn arbitrary_bytes_never_panic(path: Vec<u8>, mut bytes: Vec<u8>) {
             drop(EntryRecord::decode(&path, &bytes));
             drop(ErrorNote::decode(&bytes));
-            bytes.splice(..0, [ENTRY_FORMAT, 3, 15, 2]);
+            drop(OtherRecord::decode(&path, &bytes));
+            bytes.splice(..0, [ENTRY_FORMAT, 3, 63, 2]);
             drop(EntryRecord::decode(b"a", &bytes));
         }
 
