@@ -34,7 +34,10 @@ SHAPES = {
     "random": "cold random 4 KiB reads of an open file, one after the other",
     "sequential": "cold sequential: the whole big file, 1 MiB reads",
     "parallel": "4 parallel readers: 4 files at once, 1 MiB reads",
+    "reopen": "mount of a destination whose catalog knows 1 000 000 files, after kill -9 (local source)",
+    "small": "small files: 20 000 of 4 KiB from a local directory, until every one is durable, beside cp -a and sync",
     "published": "published file through the mount beside the native file, both warm (fio, psync, one job)",
+    "verify": "a finished copy proven again beside b3sum on the same files, all cores; cold: the page cache was dropped",
 }
 
 
@@ -87,9 +90,12 @@ class Ours(Mount):
 
     def __init__(self, bench):
         super().__init__(bench, "ours")
+        self.source = bench.url
+        self.started = None
 
     def start(self):
-        command = [self.bench.lazycopy, "mount", self.bench.url, self.path, "--dest", self.store, *self.options]
+        self.started = time.perf_counter()
+        command = [self.bench.lazycopy, "mount", self.source, self.path, "--dest", self.store, *self.options]
         run(command, "lazycopy mount")
 
     def stop(self):
@@ -103,6 +109,21 @@ class OursHydrated(Ours):
     """The same, filled and published in the background."""
 
     options = ("--hydrate",)
+
+
+class OursKept(OursHydrated):
+    """A finished copy that nobody serves: unmounted as soon as it is complete."""
+
+    def __enter__(self):
+        with_mount = super().__enter__()
+        try:
+            wait_until(lambda: self.status()["phase"] == "complete", "hydration", DEADLINE_S)
+        finally:
+            super().stop()
+        return with_mount
+
+    def stop(self):
+        """Nothing is mounted."""
 
 
 class Rclone(Mount):
@@ -136,12 +157,21 @@ class Rclone(Mount):
 MOUNTS = {"ours": Ours, "rclone": Rclone}
 
 
-def run(command, what):
+def run(command, what, environment=None, deadline_s=DEADLINE_S):
     """Runs a command to its end and gives its output."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s, check=False, env=environment)
     if result.returncode != 0:
         raise Failure(f"{what}: exit {result.returncode}: {(result.stderr or result.stdout).strip()[-400:]}")
     return result.stdout
+
+
+def is_running(pid):
+    """Whether a process runs; its remains do not count."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def wait_until(condition, what, deadline_s, process=None):
@@ -286,6 +316,68 @@ class Bench:
     def shape_tail(self):
         self.small_read("tail", self.size(self.big) - PIECE, True)
 
+    def shape_reopen(self):
+        files = 100_000 if self.quick else 1_000_000
+        if "ours" not in self.tools:
+            return
+        base = os.path.join(self.work, "reopen")
+        source, away, store, path = (os.path.join(base, name) for name in ("source", "away", "store", "mount"))
+        try:
+            os.makedirs(os.path.join(source, "directory 0000"))
+            os.makedirs(path)
+            made = {**os.environ, "LAZYCOPY_BENCH_DEST": store, "LAZYCOPY_BENCH_SOURCE": source, "LAZYCOPY_BENCH_FILES": str(files)}
+            run(["cargo", "test", "--quiet", "--release", "--test", "store", "--", "--ignored", "--exact",
+                 "million::a_catalog_of_many_files_is_made"], "making a catalog", made, 1800)
+            mount = [self.lazycopy, "mount", source, path, "--dest", store]
+            runs = []
+            for _ in range(self.runs):
+                run(mount, "lazycopy mount")
+                # As a crash would leave it; the mount without a daemon is taken away by the next start.
+                self.kill_daemon_of(path)
+                os.rename(source, away)
+                started = time.perf_counter()
+                run(mount, "lazycopy mount")
+                usable = time.perf_counter()
+                shown = sum(1 for entry in os.scandir(os.path.join(path, "directory 0007")) if entry.stat().st_size)
+                listed = time.perf_counter()
+                resident = self.resident_kib(path)
+                run([self.lazycopy, "unmount", "--wait", path], "lazycopy unmount")
+                os.rename(away, source)
+                if shown != 1000:
+                    raise Failure(f"{shown} of 1000 files in a directory")
+                runs.append(((usable - started) * 1000, (listed - usable) * 1000, resident / 1024))
+        except FAILURES as failure:
+            self.rows.append({"shape": "reopen", "tool": "ours", "failed": str(failure)})
+            print(f"  reopen: FAILED: {failure}", flush=True)
+            return
+        finally:
+            subprocess.run([self.lazycopy, "unmount", "--force", path], capture_output=True, check=False)
+            shutil.rmtree(base, ignore_errors=True)
+        self.add("reopen", "ours", "usable", "ms", [one[0] for one in runs],
+                 f"{files} files known; lazycopy mount until it returns, its source away")
+        self.add("reopen", "ours", "ls -l of 1000", "ms", [one[1] for one in runs], "names and attributes out of the catalog")
+        self.add("reopen", "ours", "resident", "MiB", [one[2] for one in runs], "after that")
+
+    def pid_of(self, path):
+        """The process that serves a mount."""
+        directory = os.environ["LAZYCOPY_RUNTIME_DIR"]
+        for name in os.listdir(directory):
+            if name.endswith(".json"):
+                with open(os.path.join(directory, name), encoding="utf-8") as file:
+                    record = json.load(file)
+                if record["mountpoint"] == os.path.realpath(path):
+                    return record["pid"]
+        raise Failure(f"nobody serves {path}")
+
+    def kill_daemon_of(self, path):
+        pid = self.pid_of(path)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid), "the daemon's end", 20)
+
+    def resident_kib(self, path):
+        with open(f"/proc/{self.pid_of(path)}/status", encoding="utf-8") as file:
+            return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1))
+
     def shape_random(self):
         count = 50 if self.quick else 100
         blocks = self.size(self.big) // BLOCK
@@ -407,6 +499,48 @@ class Bench:
             ("ours", "ours", lambda: self.read_mount(Ours, self.parts), "kept in the destination"),
         ])
 
+    # -- small files
+
+    def small_tree(self):
+        """Makes the source once: 20 directories of 1000 files."""
+        tree = os.path.join(self.work, "small")
+        if not os.path.isdir(tree):
+            for directory in range(20):
+                os.makedirs(os.path.join(tree, f"d{directory}"))
+                for file in range(100 if self.quick else 1000):
+                    with open(os.path.join(tree, f"d{directory}", f"f{file}"), "wb") as target:
+                        target.write(self.random.randbytes(SMALL))
+        # ext4 leaves the inodes of files that were just removed alone for a while and looks at each of them (recently_deleted in
+        # fs/ext4/ialloc.c): whoever is measured after a removal pays for it.
+        os.sync()
+        time.sleep(0 if self.quick else 6)
+        return tree
+
+    def shape_small(self):
+        def copied():
+            tree, target = self.small_tree(), os.path.join(self.work, "small-copy")
+            started = time.perf_counter()
+            run(["cp", "-a", tree, target], "cp")
+            run(["sync", "-f", target], "sync")
+            elapsed = time.perf_counter() - started
+            shutil.rmtree(target)
+            return elapsed
+
+        def published():
+            tree, mount = self.small_tree(), OursHydrated(self)
+            mount.source = tree
+            with mount:
+                marker = os.path.join(mount.store, "LAZYCOPY-INCOMPLETE.txt")
+                wait_until(lambda: not os.path.exists(marker), "hydration", DEADLINE_S)
+                return time.perf_counter() - mount.started
+
+        actions = [("cp -a + sync", copied)]
+        if "ours" in self.tools:
+            actions.append(("ours", published))
+        for name, action in actions:
+            if values := self.repeat("small", name, action):
+                self.add("small", name, "time", "s", values)
+
     # -- published
 
     def fio(self, path, pattern):
@@ -437,6 +571,50 @@ class Bench:
         except FAILURES as error:
             print(f"  published  ours        FAILED: {error}", flush=True)
             self.rows.append({"shape": "published", "tool": "ours", "failed": str(error)})
+
+    # -- proving again
+
+    def b3sum(self):
+        """The b3sum that there is, else one from crates.io, built for this machine like a user's."""
+        found = shutil.which("b3sum") or os.path.join("target", "bench-tools", "bin", "b3sum")
+        if not os.path.exists(found):
+            print("  verify     b3sum is not a Debian package: cargo install b3sum", flush=True)
+            subprocess.run(["cargo", "install", "--quiet", "b3sum", "--root", "target/bench-tools"], check=True, timeout=600)
+        return found
+
+    def timed_mb(self, command, size, is_cold):
+        """MB/s of one command over `size` bytes."""
+        if is_cold:
+            os.sync()
+            with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+                file.write("3")
+        began = time.monotonic()
+        run(command, command[0])
+        return size / (time.monotonic() - began) / 1e6
+
+    def shape_verify(self):
+        if "ours" not in self.tools:
+            return
+        try:
+            peer = self.b3sum()
+        except FAILURES as error:
+            print(f"  verify     b3sum cannot be had, and no other tool hashes alike: left out ({error})", flush=True)
+            return
+        try:
+            with OursKept(self) as copy:
+                names = [os.path.join(copy.store, name) for name in [self.big, *self.parts]]
+                size = sum(os.path.getsize(name) for name in names)
+                commands = {"b3sum": [peer, *names], "ours": [self.lazycopy, "verify", copy.store]}
+                for state in ["warm", "cold"] if os.geteuid() == 0 else ["warm"]:
+                    for command in commands.values():
+                        run(command, command[0])
+                    pairs = [{tool: self.timed_mb(command, size, state == "cold") for tool, command in commands.items()}
+                             for _ in range(self.runs)]
+                    for tool in commands:
+                        self.add("verify", tool, state, "MB/s", [pair[tool] for pair in pairs], version([peer, "--version"]) if tool == "b3sum" else "")
+        except FAILURES as error:
+            print(f"  verify     ours        FAILED: {error}", flush=True)
+            self.rows.append({"shape": "verify", "tool": "ours", "failed": str(error)})
 
 
 # ---------------------------------------------------------------------------------------------- report
@@ -470,9 +648,13 @@ def baseline(bench, row):
     """What a row is compared with: (name, ratio), or None."""
     if row["shape"] == "published":
         base, name = bench.median("published", "native", row["metric"]), "native"
+    elif row["shape"] == "small":
+        base, name = bench.median("small", "cp -a + sync", "time"), "cp -a + sync"
+    elif row["shape"] == "verify":
+        base, name = bench.median("verify", "b3sum", row["metric"]), "b3sum"
     elif row["unit"] == "MB/s":
         base, name = bench.median(row["shape"], "16 curls", "rate"), "16 curls"
-    elif row["unit"] == "ms":
+    elif row["unit"] == "ms" and row["shape"] != "reopen":
         base, name = bench.median("request", "curl", "median of 20"), "one request"
     else:
         return None
@@ -521,6 +703,8 @@ def main():
     for which in (signal.SIGINT, signal.SIGTERM):
         signal.signal(which, lambda received, _: sys.exit(128 + received))
     os.environ["PATH"] += ":/usr/sbin"
+    # So that each daemon's process is known, and no other daemon is seen.
+    os.environ["LAZYCOPY_RUNTIME_DIR"] = os.path.join(options.work, "run")
     known = {"ours": os.environ.get("LAZYCOPY"), "curl": "curl", "aria2": "aria2c", "rclone": "rclone"}
     wanted = options.tools.split(",") if options.tools else list(known)
     if unknown := [tool for tool in wanted if tool not in known]:
@@ -541,7 +725,7 @@ def main():
     started = time.monotonic()
     for shape in SHAPES:
         # One request is the unit of the others.
-        if not options.only or shape in options.only or (shape == "request" and "published" not in options.only):
+        if not options.only or shape in options.only or (shape == "request" and not {"published", "small", "verify", "reopen"} & set(options.only)):
             getattr(bench, f"shape_{shape}")()
     print_table(bench)
 

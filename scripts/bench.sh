@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Measures lazycopy beside curl, 16 parallel curls, aria2c and rclone mount on a paced origin (20 ms per request, 60 MB/s per
-# connection from the first byte), and published files beside the native file. Prints a table with method and spread, writes JSON.
+# connection from the first byte), published files beside the native file, and many small files beside cp. Prints a table with method and spread, writes JSON.
 #
 #   scripts/bench.sh [--quick] [--only SHAPE] [--tools ours,curl,aria2,rclone] [--runs N] [--json FILE]
 #
 #   --quick        1 run on smaller files (about a minute; full: up to 10 minutes)
-#   --only SHAPE   request, first, lookup, tail, random, sequential, parallel or published; may be given several times
+#   --only SHAPE   request, first, lookup, tail, random, sequential, parallel, small, reopen, verify or published; may be given several times
 #   --tools LIST   only these; default: all that are installed
 #   --runs N       runs per number (default 5; the median is shown with min and max)
 #   --json FILE    default bench-results/TIME.json

@@ -52,6 +52,7 @@ if [ "$level" != build ]; then
   needs rsync rsync
   needs e2fsprogs mkfs.ext4
   needs xfsprogs mkfs.xfs
+  needs btrfs-progs mkfs.btrfs
   needs strace strace
   needs python3 python3
   needs openssl openssl

@@ -13,7 +13,7 @@
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
 //! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
 //! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, probe, lock | core |
-//! | [`source`] | 1 | where bytes come from: local directories, HTTP | core |
+//! | [`source`] | 1 | where bytes come from: local directories, HTTP; one that is away is opened when it is back | core |
 //! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, planning | sync |
 //! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
 //! | [`error`] | | one error type, a closed set of kinds | |
@@ -35,6 +35,7 @@
 //! Published (metadata, fsync, rename without clobbering, fsync of the directory). A file that changes at the source gets a new inode
 //! number; the old one answers ESTALE for what is not local. In a cache of limited size (`--keep SIZE`, [`engine::evict`]) a version may go
 //! back to Absent, and single blocks too: first from the record, then from the disk. Published files are read by the kernel itself where it can (passthrough).
+//! They can be proven again at any later time, and mended block by block ([`engine::verify`]).
 
 #[cfg(not(lazycopy_loom))]
 pub mod cli;

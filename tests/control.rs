@@ -19,11 +19,13 @@ use lazycopy::control::server::ControlServer;
 use lazycopy::control::status::{
     JobPhase, JsonPath, SCHEMA, StatusReport, StuckOperation, StuckReport,
 };
+use lazycopy::control::verify::{Summary, VerifyLine, VerifyOrder, VerifyTask};
 use lazycopy::control::{Controlled, UnmountRequest};
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::vfs::mount::{MountOptions, UnmountMode, unmount_ours};
 use lazycopy::vfs::mountinfo::DeviceNumber;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use crate::served::Served;
 
@@ -63,6 +65,19 @@ impl Controlled for Daemon {
             thread: 99,
         };
         StuckReport { schema: SCHEMA, session: "s".to_owned(), operations: vec![operation] }
+    }
+
+    async fn verify(
+        &self,
+        order: VerifyOrder,
+        lines: mpsc::Sender<VerifyLine>,
+    ) -> Result<VerifyLine> {
+        if order.task == VerifyTask::Compare {
+            return Err(Error::new(Kind::Busy, "verify").because("another one"));
+        }
+        let mended = VerifyLine::Mended { path: JsonPath::new("film.mov"), fetched: 7 };
+        drop(lines.send(mended).await);
+        Ok(VerifyLine::Summary(Summary { clean: true, mended: 1, ..Summary::default() }))
     }
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {
@@ -174,6 +189,19 @@ fn a_client_gets_what_the_daemon_says() {
     let status = client.status().unwrap();
     assert_eq!((status.schema, status.phase), (1, JobPhase::Hydrating));
     assert_eq!(client.stuck().unwrap().operations[0].chunk, Some(3));
+}
+
+#[test]
+fn what_is_found_comes_line_by_line_and_an_error_ends_it() {
+    let played = Played::start(None, true);
+    let client = Client::new(played.socket());
+    let mut lines = Vec::new();
+    client.verify(&VerifyOrder::default(), |line| lines.push(line)).unwrap();
+    assert!(matches!(lines[0], VerifyLine::Mended { fetched: 7, .. }), "{lines:?}");
+    assert!(matches!(lines[1], VerifyLine::Summary(Summary { clean: true, .. })), "{lines:?}");
+    let order = VerifyOrder { task: VerifyTask::Compare, source: None };
+    let error = client.verify(&order, |line| panic!("{line:?}")).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy);
 }
 
 #[test]

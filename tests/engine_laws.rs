@@ -1,6 +1,9 @@
 //! Laws of the engine, on a source that the test writes and a real directory: no FUSE.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "engine/publishing.rs"]
+mod publishing;
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +22,8 @@ use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
-use lazycopy::store::{Destination, DestinationOptions};
+use lazycopy::store::catalog::Version;
+use lazycopy::store::{Checkpoint, Destination, DestinationOptions};
 use tokio::sync::mpsc;
 
 /// One piece of an answer: wait, then send so many bytes.
@@ -299,4 +303,38 @@ async fn what_is_fetched_ahead_and_what_an_earlier_life_left_lie_in_one_part() {
         engine.read(&file, ahead.start, 100).await.unwrap() == [b'x'; 100],
         "another part's zeros"
     );
+}
+
+/// A destination with a recorded part of one block whose bytes are `bytes`, and an engine that goes on with it.
+async fn with_part(directory: &Path, bytes: &[u8]) -> Arc<Engine> {
+    let source = Paced::new(100, vec![(Duration::ZERO, 100)]);
+    let destination = Destination::open(directory, DestinationOptions::default()).unwrap();
+    let part = destination.create_part(100).unwrap();
+    part.write_at(0, bytes).unwrap();
+    let ino = destination.catalog().reserve_inos(1).unwrap().start;
+    let fingerprint = source.file().fingerprint;
+    let checkpoint = Checkpoint {
+        path: &RelPath::root().child("file".as_ref()).unwrap(),
+        version: &Version { ino, fingerprint, is_settled: true },
+        part: &part,
+        blocks: &[std::ops::Range { start: 0, end: 1 }],
+        hashes: &[],
+    };
+    destination.checkpoint_many(&[checkpoint]).into_iter().for_each(|done| done.unwrap());
+    drop(part);
+    let settings = EngineSettings { reserve: Some(0), ..EngineSettings::default() };
+    Engine::open(Arc::new(source), Arc::new(destination), settings).await.unwrap().0
+}
+
+// The hash of a file's only block comes with its publication: nothing vouches for what an earlier life left of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_no_hash_vouches_for_is_compared_before_it_is_published() {
+    for (left, fetched) in [([b'x'; 100], 100), ([b'y'; 100], 200)] {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = with_part(directory.path(), &left).await;
+        assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
+        assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), [b'x'; 100]);
+        // Once to compare, and once more if that was not it.
+        assert_eq!(engine.stats().bytes_fetched.get(), fetched);
+    }
 }

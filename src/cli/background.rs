@@ -36,6 +36,8 @@ const WORD_MAX: u64 = 64 * 1024;
 struct Word {
     ok: bool,
     message: String,
+    #[serde(default)]
+    warnings: Vec<String>,
     exit: u8,
 }
 
@@ -88,6 +90,7 @@ fn await_word(mut child: Child, place: &LogPlace, deadline: Duration) -> ExitCod
         Heard::Word(word) => {
             if word.ok {
                 say(&word.message);
+                word.warnings.iter().for_each(|warning| complain(&format!("warning: {warning}")));
             } else {
                 complain(&word.message);
             }
@@ -189,7 +192,8 @@ impl Leave {
 
     /// Tells why there is no daemon, unless it was ready already.
     pub(crate) fn failed(&mut self, error: &Error) {
-        let word = Word { ok: false, message: error.to_string(), exit: Exit::of(error).code() };
+        let (message, warnings) = (error.to_string(), Vec::new());
+        let word = Word { ok: false, message, warnings, exit: Exit::of(error).code() };
         if let Err(error) = self.speak(&word) {
             tracing::debug!(err = %error, "nobody waits for the start any more");
         }
@@ -205,10 +209,10 @@ impl Leave {
 }
 
 impl Readiness for Leave {
-    fn ready(&mut self, line: &str, _status: StatusSource) -> Result<()> {
+    fn ready(&mut self, line: &str, warnings: &[String], _status: StatusSource) -> Result<()> {
         tracing::info!("{line}");
         let message = format!("{line}\nlog: {}", self.place);
-        self.speak(&Word { ok: true, message, exit: Exit::Ok.code() })
+        self.speak(&Word { ok: true, message, warnings: warnings.to_vec(), exit: Exit::Ok.code() })
     }
 }
 

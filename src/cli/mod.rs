@@ -3,8 +3,10 @@
 //! One file per subcommand; one error line on standard error; the exit codes of [`exit::Exit`].
 
 mod background;
+mod checksums;
 mod doctor;
 pub mod exit;
+mod forget;
 mod logging;
 mod mount;
 mod mount_options;
@@ -13,15 +15,17 @@ mod status;
 mod target;
 mod text;
 mod unmount;
+mod verify;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::cli::exit::Exit;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const EXIT_CODES: &str = "Exit codes: 0 ok · 1 some files failed · 2 wrong usage, or refused before the start · \
 3 source unreachable · 4 verification failed · 5 stopped · 6 in use · 7 not supported here";
@@ -42,6 +46,8 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Verify(verify::VerifyArgs),
+    Forget(forget::ForgetArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -57,6 +63,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(mount) => return mount::run(mount, &args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),
+        Command::Verify(verify) => verify::run(verify),
+        Command::Forget(forget) => forget::run(forget),
         Command::Doctor(doctor) => doctor::run(doctor),
     };
     finish(done).into()
@@ -75,6 +83,10 @@ fn complain(message: &str) {
     use std::io::Write;
     let line = message.replace('\n', " ");
     drop(writeln!(std::io::stderr(), "lazycopy: {line}"));
+}
+
+fn absolute(op: &'static str, path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io(op, error).at(path))
 }
 
 /// Prints to standard output; a reader that left (`| head`) is no error.

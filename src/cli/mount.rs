@@ -14,11 +14,11 @@ use crate::cli::background::{self, Leave};
 use crate::cli::exit::Exit;
 use crate::cli::logging::{self, LogArgs};
 use crate::cli::progress::Progress;
-use crate::cli::{complain, finish, mount_options, say};
+use crate::cli::{absolute, complain, finish, mount_options, say};
 use crate::daemon;
 use crate::daemon::readiness::{Readiness, StatusSource};
 use crate::daemon::settings::{
-    Existing, Fill, KeepPlace, KeepSettings, MountSettings, OnChange, PublishSettings,
+    Durability, Existing, Fill, KeepPlace, KeepSettings, MountSettings, OnChange, PublishSettings,
     ReadSettings, Refresh, SourceSpec, TreeSettings,
 };
 use crate::engine::cache::KEEP_MIN;
@@ -42,6 +42,9 @@ pub(crate) struct MountArgs {
     /// Most bytes that stay on the disk, as 500MB or 10GiB (at least 8MiB): what was used longest ago goes first; or all [default: all with --dest, else 10GiB]
     #[arg(long, value_name = "all|SIZE", env = "LAZYCOPY_KEEP", hide_env_values = true, value_parser = parse_keep)]
     keep: Option<Keep>,
+    /// Directory for the catalog and hashes of --dest; made if its parent exists, remembered in --dest [default: in --dest]
+    #[arg(long, value_name = "DIR", env = "LAZYCOPY_STATE_DIR", hide_env_values = true)]
+    state_dir: Option<PathBuf>,
     /// Fetch and publish the whole tree in the background [default: only what is read]
     #[arg(long, env = "LAZYCOPY_HYDRATE", hide_env_values = true, value_parser = BoolishValueParser::new())]
     hydrate: bool,
@@ -75,6 +78,9 @@ pub(crate) struct MountArgs {
     /// Fail a file whose metadata cannot be kept [default: count a warning]
     #[arg(long, env = "LAZYCOPY_STRICT_METADATA", hide_env_values = true, value_parser = BoolishValueParser::new())]
     strict_metadata: bool,
+    /// How surely a file is on the disk before it counts as verified
+    #[arg(long, env = "LAZYCOPY_DURABILITY", hide_env_values = true, value_enum, default_value_t)]
+    durability: Durability,
     /// Threads that take requests from the kernel, 1 to 64
     #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_FUSE_THREADS", hide_env_values = true, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     fuse_threads: usize,
@@ -91,6 +97,11 @@ impl MountArgs {
             source: SourceSpec::parse(&self.source)?,
             mountpoint: absolute("use mountpoint", &self.mountpoint)?,
             keep: self.keep_settings()?,
+            state_dir: self
+                .state_dir
+                .as_ref()
+                .map(|path| absolute("use state directory", path))
+                .transpose()?,
             fill,
             mount: mount_options::parse(&self.options)?,
             tree: TreeSettings {
@@ -103,6 +114,7 @@ impl MountArgs {
                 existing: self.existing,
                 preserve_privileged: self.preserve_privileged,
                 strict_metadata: self.strict_metadata,
+                durability: self.durability,
                 reserve: self.reserve,
             },
             fuse_threads: self.fuse_threads,
@@ -158,10 +170,6 @@ fn parse_keep(text: &str) -> Result<Keep, String> {
         "all" => Ok(Keep::All),
         _ => parse_size(text).map(Keep::AtMost).map_err(|error| format!("{error}, all")),
     }
-}
-
-fn absolute(op: &'static str, path: &PathBuf) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|error| Error::io(op, error).at(path))
 }
 
 /// `0` needs no unit; everything else does.
@@ -243,8 +251,9 @@ struct Shown {
 }
 
 impl Readiness for Shown {
-    fn ready(&mut self, line: &str, status: StatusSource) -> Result<()> {
+    fn ready(&mut self, line: &str, warnings: &[String], status: StatusSource) -> Result<()> {
         say(line);
+        warnings.iter().for_each(|warning| complain(&format!("warning: {warning}")));
         if self.terminal.is_some() {
             complain("Ctrl-C unmounts");
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanCount};
 
-use crate::control::status::{FileCounts, PausedBy, StatusReport};
+use crate::control::status::{FileCounts, JobPhase, PausedBy, StatusReport};
 
 /// `1.50 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
@@ -24,6 +24,11 @@ pub(crate) fn seconds(seconds: u64) -> String {
 /// `hydrating`, or `paused by space`.
 pub(crate) fn phase(report: &StatusReport) -> String {
     match report.paused_by {
+        None if report.phase == JobPhase::Complete && report.files.warnings > 0 => {
+            let warnings = report.files.warnings;
+            let s = if warnings == 1 { "" } else { "s" };
+            format!("complete with {} warning{s}", count(warnings))
+        }
         None => report.phase.as_str().to_owned(),
         Some(PausedBy::User) => "paused by the user".to_owned(),
         Some(PausedBy::Space) => "paused: too little room at the destination".to_owned(),
@@ -131,7 +136,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::control::status::JobPhase;
 
     #[test]
     fn progress_is_one_line_in_human_units() {

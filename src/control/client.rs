@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,11 +15,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::control::status::{StatusReport, StuckReport};
+use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{ErrorBody, UnmountRequest};
 use crate::error::{Error, Kind, Result};
 
 /// Time for an answer from the daemon's memory.
 const ANSWER: Duration = Duration::from_secs(12);
+/// Longest silence while something long goes on.
+const WORD: Duration = Duration::from_secs(60);
 /// The longest answer, in bytes.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
@@ -59,6 +63,76 @@ impl Client {
         Ok(())
     }
 
+    /// Has the copy proven again; `show` gets each line, the last one included.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; `Timeout` if the daemon says nothing for a minute; what keeps it from being done at all.
+    pub fn verify(&self, order: &VerifyOrder, mut show: impl FnMut(VerifyLine)) -> Result<()> {
+        let request = self.request(Method::POST, "/v1/verify", order)?;
+        let runtime = runtime().map_err(|error| self.failed(error))?;
+        runtime.block_on(async {
+            let late = |_elapsed| {
+                Error::new(Kind::Timeout, "ask daemon")
+                    .at(&self.socket)
+                    .because(format!("no word for {} s", WORD.as_secs()))
+            };
+            let answer = timeout(ANSWER, begin(&self.socket, request)).await.map_err(late)??;
+            let (response, _tasks) = answer;
+            let mut body = response.into_body();
+            let mut text = Vec::new();
+            let mut has_ended = false;
+            while let Some(frame) = timeout(WORD, body.frame()).await.map_err(late)? {
+                let frame = frame.map_err(|error| {
+                    Error::new(Kind::Unreachable, "ask daemon").at(&self.socket).caused_by(error)
+                })?;
+                text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = text.drain(..=end).take(end).collect();
+                    if line.is_empty() {
+                        continue; // a sign of life
+                    }
+                    let line: VerifyLine = serde_json::from_slice(&line).map_err(|error| {
+                        Error::new(Kind::Corrupt, "read the daemon's answer")
+                            .at(&self.socket)
+                            .caused_by(error)
+                    })?;
+                    line.error()?;
+                    has_ended |= line.is_last();
+                    show(line);
+                }
+            }
+            match has_ended {
+                true => Ok(()),
+                false => Err(Error::new(Kind::Unreachable, "ask daemon")
+                    .at(&self.socket)
+                    .because("it ended before the copy was proven")),
+            }
+        })
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        Error::io("ask daemon", error).at(&self.socket)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Request<Full<Bytes>>> {
+        let body = match method {
+            Method::GET => Bytes::new(),
+            _ => Bytes::from(serde_json::to_vec(body).map_err(|error| self.failed(error.into()))?),
+        };
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "lazycopy")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.failed(std::io::Error::other(error)))
+    }
+
     fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -66,20 +140,8 @@ impl Client {
         body: &impl Serialize,
         deadline: Duration,
     ) -> Result<T> {
-        let failed = |error| Error::io("ask daemon", error).at(&self.socket);
-        let body = match method {
-            Method::GET => Bytes::new(),
-            _ => Bytes::from(serde_json::to_vec(body).map_err(|error| failed(error.into()))?),
-        };
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::HOST, "lazycopy")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| failed(std::io::Error::other(error)))?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let request = self.request(method, path, body)?;
+        let runtime = runtime().map_err(|error| self.failed(error))?;
         let answered =
             runtime.block_on(async { timeout(deadline, exchange(&self.socket, request)).await });
         answered.unwrap_or_else(|_elapsed| {
@@ -90,7 +152,15 @@ impl Client {
     }
 }
 
-async fn exchange<T: DeserializeOwned>(socket: &Path, request: Request<Full<Bytes>>) -> Result<T> {
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Sends a request; the connection lives as long as the tasks that come with the answer.
+async fn begin(
+    socket: &Path,
+    request: Request<Full<Bytes>>,
+) -> Result<(http::Response<Incoming>, JoinSet<Result<(), hyper::Error>>)> {
     let failed = |error| Error::io("ask daemon", error).at(socket);
     let broken = |error: hyper::Error| {
         Error::new(Kind::Unreachable, "ask daemon").at(socket).caused_by(error)
@@ -98,10 +168,15 @@ async fn exchange<T: DeserializeOwned>(socket: &Path, request: Request<Full<Byte
     let stream = UnixStream::connect(socket).await.map_err(failed)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // Dropped, and with it the connection, when the answer is there.
     let mut tasks = JoinSet::new();
     tasks.spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
+    Ok((response, tasks))
+}
+
+async fn exchange<T: DeserializeOwned>(socket: &Path, request: Request<Full<Bytes>>) -> Result<T> {
+    // Dropped, and with them the connection, when the answer is there.
+    let (response, _tasks) = begin(socket, request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_MAX)
         .collect()

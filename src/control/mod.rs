@@ -6,11 +6,14 @@ pub mod client;
 pub mod registry;
 pub mod server;
 pub mod status;
+pub mod verify;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::control::status::{StatusReport, StuckReport};
+use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::error::{Error, Kind, Result};
 
 /// The longest request or error body, in bytes.
@@ -27,6 +30,16 @@ pub trait Controlled: Send + Sync + 'static {
 
     /// All operations that have not ended, from memory.
     async fn stuck(&self) -> StuckReport;
+
+    /// Proves the copy again, or what else `order` says; everything found goes to `lines`, the end is answered. A closed `lines` ends it.
+    ///
+    /// # Errors
+    /// `Busy` while another runs; what keeps it from being done at all.
+    async fn verify(
+        &self,
+        order: VerifyOrder,
+        lines: mpsc::Sender<VerifyLine>,
+    ) -> Result<VerifyLine>;
 
     /// Takes the mount out of the tree; returns when it is gone. What then follows (saving, leaving the lock, ending the process) goes on
     /// after the answer: the client watches the process.

@@ -6,17 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{BODY_MAX, Controlled, ErrorBody, UnmountRequest};
 use crate::error::{Error, Kind, Result};
 
@@ -29,7 +33,12 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Bytes of request line and headers; hyper's least.
 const HEAD_MAX: usize = 8192;
 
-type Reply = Response<Full<Bytes>>;
+/// Longest time without a word while something long goes on.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Lines of one answer that wait.
+const LINES: usize = 64;
+
+type Reply = Response<BoxBody<Bytes, Infallible>>;
 
 /// A running server; dropping it stops it at once, [`ControlServer::shutdown`] lets answers out first.
 #[derive(Debug)]
@@ -147,7 +156,8 @@ async fn answer(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Repl
         (&Method::GET, "/v1/status") => from_memory(daemon.status()).await,
         (&Method::GET, "/v1/stuck") => from_memory(daemon.stuck()).await,
         (&Method::POST, "/v1/unmount") => unmount(request, daemon).await,
-        (_, "/v1/status" | "/v1/stuck" | "/v1/unmount") => Err(refused(
+        (&Method::POST, "/v1/verify") => verify(request, daemon).await,
+        (_, "/v1/status" | "/v1/stuck" | "/v1/unmount" | "/v1/verify") => Err(refused(
             StatusCode::METHOD_NOT_ALLOWED,
             Kind::Invalid,
             format!("{method} is not possible here"),
@@ -169,14 +179,7 @@ async fn from_memory<T: Serialize>(report: impl Future<Output = T>) -> Result<Re
 }
 
 async fn unmount(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
-    let body = read_body(request).await?;
-    let order: UnmountRequest = if body.is_empty() {
-        UnmountRequest::default()
-    } else {
-        serde_json::from_slice(&body).map_err(|error| {
-            refused(StatusCode::BAD_REQUEST, Kind::Invalid, format!("the request: {error}"))
-        })?
-    };
+    let order: UnmountRequest = read_order(request).await?;
     // A task of its own: the client's death must not leave half an unmount.
     match tokio::spawn(async move { daemon.unmount(order).await }).await {
         Ok(Ok(())) => Ok(json(StatusCode::OK, &serde_json::json!({ "unmounted": true }))),
@@ -191,6 +194,48 @@ async fn unmount(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Res
             Err(refused(StatusCode::INTERNAL_SERVER_ERROR, Kind::Io, format!("unmount: {error}")))
         }
     }
+}
+
+/// Answers with one JSON line for each thing found; the last one says how it ended.
+async fn verify(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
+    let order: VerifyOrder = read_order(request).await?;
+    let (lines, received) = mpsc::channel(LINES);
+    // A task of its own: what it mends is not left half done by a client's death. It sees that nobody listens any more.
+    tokio::spawn(async move {
+        let last = match daemon.verify(order, lines.clone()).await {
+            Ok(last) => last,
+            Err(error) => VerifyLine::failed(&error),
+        };
+        drop(lines.send(last).await);
+    });
+    let frames = stream::unfold(received, |mut received| async move {
+        let line = match timeout(SILENCE, received.recv()).await {
+            Ok(line) => line?,
+            // A sign of life.
+            Err(_elapsed) => return Some((Ok(Frame::data(Bytes::from_static(b"\n"))), received)),
+        };
+        let mut text = serde_json::to_vec(&line).unwrap_or_else(|error| {
+            tracing::error!(err = %error, "line cannot be written as JSON");
+            b"{}".to_vec()
+        });
+        text.push(b'\n');
+        Some((Ok(Frame::data(Bytes::from(text))), received))
+    });
+    let mut reply = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+    let lines = http::HeaderValue::from_static("application/x-ndjson");
+    reply.headers_mut().insert(http::header::CONTENT_TYPE, lines);
+    Ok(reply)
+}
+
+/// The order in a request's body; an empty one is the default.
+async fn read_order<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Reply> {
+    let body = read_body(request).await?;
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body).map_err(|error| {
+        refused(StatusCode::BAD_REQUEST, Kind::Invalid, format!("the request: {error}"))
+    })
 }
 
 async fn read_body(request: Request<Incoming>) -> Result<Bytes, Reply> {
@@ -222,7 +267,7 @@ fn json<T: Serialize>(status: StatusCode, body: &T) -> Reply {
             (StatusCode::INTERNAL_SERVER_ERROR, b"{}".to_vec())
         }
     };
-    let mut reply = Response::new(Full::new(Bytes::from(text)));
+    let mut reply = Response::new(Full::new(Bytes::from(text)).boxed());
     *reply.status_mut() = status;
     let json = http::HeaderValue::from_static("application/json");
     reply.headers_mut().insert(http::header::CONTENT_TYPE, json);

@@ -1,14 +1,14 @@
 //! The answers of the control socket, schema 1: names and units are a contract with scripts.
 
-use std::ffi::OsStr;
-use std::fmt::Write;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use crate::core::path::{escape, exact};
 
 /// Version of the answers' shape.
 pub const SCHEMA: u32 = 1;
@@ -34,23 +34,6 @@ impl JsonPath {
     pub fn to_path_buf(&self) -> Option<PathBuf> {
         from_exact(&self.path, self.path_b64.as_deref())
     }
-}
-
-/// `path` with bytes that are not UTF-8 as `\xHH`.
-pub(crate) fn escape(path: &OsStr) -> String {
-    let mut text = String::with_capacity(path.len());
-    for chunk in path.as_bytes().utf8_chunks() {
-        text.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            write!(text, "\\x{byte:02x}").expect("invariant: writing to a String does not fail");
-        }
-    }
-    text
-}
-
-/// The exact bytes, where the text is not exact.
-pub(crate) fn exact(path: &OsStr) -> Option<String> {
-    path.to_str().is_none().then(|| BASE64_STANDARD.encode(path.as_bytes()))
 }
 
 /// The path that [`escape`] and [`exact`] wrote down.

@@ -1,5 +1,6 @@
 //! What is known about an entry of a source.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a validator must have been unchanged before it tells versions apart.
@@ -22,6 +23,21 @@ pub enum EntryKind {
     CharDevice,
     /// A block device; shown, never opened.
     BlockDevice,
+}
+
+impl EntryKind {
+    /// The word in reports and receipts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EntryKind::File => "file",
+            EntryKind::Directory => "directory",
+            EntryKind::Symlink => "symlink",
+            EntryKind::Fifo => "fifo",
+            EntryKind::Socket => "socket",
+            EntryKind::CharDevice => "char-device",
+            EntryKind::BlockDevice => "block-device",
+        }
+    }
 }
 
 /// Seconds and nanoseconds since 1970-01-01 UTC; seconds may be negative, `nanos < 1_000_000_000`.
@@ -107,6 +123,19 @@ pub enum Checksum {
     Md5(Vec<u8>),
     /// CRC-32C (4 bytes, big endian).
     Crc32c(Vec<u8>),
+}
+
+impl fmt::Display for Checksum {
+    /// The algorithm and the digest in hexadecimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Checksum::Sha256(digest) | Checksum::Md5(digest) | Checksum::Crc32c(digest)) = self;
+        f.write_str(match self {
+            Checksum::Sha256(_) => "sha-256 ",
+            Checksum::Md5(_) => "md5 ",
+            Checksum::Crc32c(_) => "crc32c ",
+        })?;
+        digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// Attributes of one entry; `None` = the source does not say.

@@ -24,6 +24,8 @@ pub enum Operation {
     Xattr = 5,
     /// SEEK_DATA or SEEK_HOLE.
     Seek = 6,
+    /// open(2) that looks for what an earlier life left.
+    Open = 7,
 }
 
 impl Operation {
@@ -36,11 +38,12 @@ impl Operation {
             Operation::Readlink => "readlink",
             Operation::Xattr => "xattr",
             Operation::Seek => "seek",
+            Operation::Open => "open",
         }
     }
 
     fn from_u8(value: u8) -> Option<Self> {
-        [Self::Read, Self::Lookup, Self::List, Self::Readlink, Self::Xattr, Self::Seek]
+        [Self::Read, Self::Lookup, Self::List, Self::Readlink, Self::Xattr, Self::Seek, Self::Open]
             .into_iter()
             .find(|operation| *operation as u8 == value)
     }

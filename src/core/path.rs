@@ -1,10 +1,13 @@
 //! Validated relative paths.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 use crate::error::{Error, Kind, Result};
 
@@ -129,6 +132,23 @@ impl fmt::Display for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_root() { f.write_str(".") } else { self.as_path().display().fmt(f) }
     }
+}
+
+/// `path` with bytes that are not UTF-8 as `\xHH`.
+pub fn escape(path: &OsStr) -> String {
+    let mut text = String::with_capacity(path.len());
+    for chunk in path.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            write!(text, "\\x{byte:02x}").expect("invariant: writing to a String does not fail");
+        }
+    }
+    text
+}
+
+/// The exact bytes as standard base64, where the text is not exact.
+pub fn exact(path: &OsStr) -> Option<String> {
+    path.to_str().is_none().then(|| BASE64_STANDARD.encode(path.as_bytes()))
 }
 
 #[cfg(test)]

@@ -116,6 +116,34 @@ impl<K: Hash + Eq, V> Table<K, Arc<V>> {
     }
 }
 
+impl<K: Hash + Eq, V> Table<K, Arc<V>> {
+    /// Takes the value of `key` out if it is `value` and nobody but the table and `holders` others has it; whether it did. Nobody can
+    /// get it from here meanwhile.
+    pub fn remove_unused(&self, key: &K, value: &Arc<V>, holders: usize) -> bool {
+        let mut shard = self.shard(key).write();
+        let is_unused = shard.get(key).is_some_and(|known| {
+            Arc::ptr_eq(known, value) && Arc::strong_count(known) <= holders + 1
+        });
+        if is_unused {
+            shard.remove(key);
+            if shard.capacity() > 1024 && shard.len() < shard.capacity() / 4 {
+                shard.shrink_to_fit();
+            }
+        }
+        is_unused
+    }
+
+    /// Takes the value of `key` out if it is `value`.
+    pub fn remove_exact(&self, key: &K, value: &Arc<V>) -> bool {
+        let mut shard = self.shard(key).write();
+        let is_it = shard.get(key).is_some_and(|known| Arc::ptr_eq(known, value));
+        if is_it {
+            shard.remove(key);
+        }
+        is_it
+    }
+}
+
 #[cfg(all(test, not(lazycopy_loom)))]
 mod tests {
     use super::*;
@@ -138,5 +166,16 @@ mod tests {
         assert!(all.iter().all(|value| Arc::ptr_eq(value, &all[0])));
         assert_eq!(table.len(), 1);
         assert!(table.remove(&7).is_some() && table.is_empty());
+    }
+
+    #[test]
+    fn a_value_that_somebody_holds_stays() {
+        let table: Table<u32, Arc<u32>> = Table::default();
+        let value = table.get_or_insert(7, Arc::new(1));
+        let held = Arc::clone(&value);
+        assert!(!table.remove_unused(&7, &value, 1));
+        drop(held);
+        assert!(!table.remove_unused(&7, &Arc::new(1), 1), "another value");
+        assert!(table.remove_unused(&7, &value, 1) && table.is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! The background copy: what it does, where it stands, how it ended.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use tokio::task::AbortHandle;
@@ -8,11 +9,12 @@ use tokio::task::AbortHandle;
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
-use crate::daemon::start::{Place, write_marker};
-use crate::engine::Engine;
+use crate::daemon::start::{Examine, Place, Started, write_marker};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
+use crate::engine::{Engine, on_disk};
 use crate::error::Result;
+use crate::store::receipt::Copied;
 
 /// One copy of one source into one destination.
 #[derive(Debug)]
@@ -26,7 +28,9 @@ pub(super) struct Job {
 
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
-    pub(super) fn start(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Arc<Self> {
+    pub(super) fn start(started: &Started) -> Arc<Self> {
+        let Started { engine, place, fill, examine, .. } = started;
+        let (fill, examine) = (*fill, *examine);
         let first = match fill {
             Fill::OnDemand => JobPhase::Idle,
             Fill::Everything => JobPhase::Scanning,
@@ -41,9 +45,18 @@ impl Job {
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
             let place = place.clone();
             async move {
+                let examined = async {
+                    if examine == Examine::Later {
+                        engine.check_existing_later().await;
+                    }
+                };
                 match fill {
-                    Fill::OnDemand => engine.adopt_candidates().await,
-                    Fill::Everything => job.copy_all(&engine, &place).await,
+                    Fill::OnDemand => {
+                        examined.await;
+                        engine.adopt_candidates().await;
+                    }
+                    // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
+                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine, &place))),
                 }
             }
         });
@@ -70,7 +83,7 @@ impl Job {
 
     async fn end(&self, engine: &Arc<Engine>, copied: Result<u64>) {
         let finished = match copied {
-            Ok(0) if engine.stats().entries_failed() == 0 => engine.finish_root().await.map(|()| 0),
+            Ok(0) if engine.stats().entries_failed() == 0 => self.finish(engine).await.map(|()| 0),
             other => other,
         };
         let failed = engine.stats().entries_failed();
@@ -88,6 +101,16 @@ impl Job {
                 tracing::error!(%error, "copy ended");
             }
         }
+    }
+
+    /// The last steps: DIR itself, then what it can show.
+    async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+        engine.finish_root().await?;
+        let (destination, job) = (engine.destination(), self.name.clone());
+        on_disk("write receipt", move || {
+            destination.write_receipt(&Copied { job, ended: SystemTime::now() })
+        })
+        .await
     }
 
     /// Where it stands.

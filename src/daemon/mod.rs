@@ -3,18 +3,22 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`readiness`] | what it is told; whom it tells that it is ready |
+//! | `reach` | the source, or what is known of it while it is away |
 //! | `start` | checks before the start, in the order in which they harm nobody |
 //! | `job` | the background copy and its phase |
 //! | `report` | status and stuck reports; the control socket's orders |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
+//! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod job;
+mod reach;
 pub mod readiness;
 mod report;
 pub mod settings;
 mod signals;
 mod start;
+pub mod verify;
 mod watch;
 
 use std::sync::Arc;
@@ -83,7 +87,7 @@ async fn live(
     readiness: &mut dyn Readiness,
 ) -> Result<Outcome> {
     let reporter = Arc::new(Reporter::new(started));
-    let job = Job::start(&started.engine, &started.place, started.fill);
+    let job = Job::start(started);
     reporter.set_job(Arc::clone(&job));
     let watch = watch::start(&reporter, &started.statfs);
     let control = match report::serve(&reporter, &started.place) {
@@ -100,7 +104,7 @@ async fn live(
         let shown = Arc::downgrade(&reporter);
         let line = started.first_line();
         let status = move || shown.upgrade().map(|reporter| reporter.status_now());
-        readiness.ready(&line, Box::new(status))
+        readiness.ready(&line, &started.warnings, Box::new(status))
     };
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
     match told {

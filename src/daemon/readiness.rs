@@ -8,9 +8,10 @@ pub type StatusSource = Box<dyn Fn() -> Option<StatusReport> + Send>;
 
 /// Whoever waits for the start.
 pub trait Readiness: Send {
-    /// Called once, as soon as a reader sees the tree. `line` says what there is and where, in one line for people.
+    /// Called once, as soon as a reader sees the tree. `line` says what there is and where, in one line for people; each of
+    /// `warnings` what is not as it should be.
     ///
     /// # Errors
     /// If nobody waits any more: the start was given up, so unmount and end.
-    fn ready(&mut self, line: &str, status: StatusSource) -> Result<()>;
+    fn ready(&mut self, line: &str, warnings: &[String], status: StatusSource) -> Result<()>;
 }

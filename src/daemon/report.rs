@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
@@ -13,12 +13,16 @@ use crate::control::status::{
     ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath,
     PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
 };
+use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
+use crate::core::flight::{Boarded, Flight};
 use crate::daemon::job::Job;
+use crate::daemon::settings::SourceSpec;
 use crate::daemon::start::{Place, Started};
+use crate::daemon::verify::verify_served;
 use crate::engine::Engine;
 use crate::engine::report::{Tally, Waiting};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::vfs::mount::{UnmountMode, unmount_ours};
 use crate::vfs::mountinfo::DeviceNumber;
 
@@ -35,6 +39,8 @@ pub(super) struct Reporter {
     job: ArcSwapOption<Job>,
     /// Told when the mount was taken away from those who use it.
     detached: Notify,
+    /// Runs while the copy is proven again.
+    verifying: Flight,
     started: Instant,
     started_at: SystemTime,
 }
@@ -74,6 +80,7 @@ impl Reporter {
             engine: Arc::clone(&started.engine),
             job: ArcSwapOption::empty(),
             detached: Notify::new(),
+            verifying: Flight::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
         }
@@ -135,7 +142,11 @@ impl Reporter {
             ..StatusReport::of(&self.place.mountpoint, &self.place.destination)
         };
         let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);
-        let paused_by = (fills && self.engine.is_short_of_room()).then_some(PausedBy::Space);
+        let paused_by = match fills {
+            true if self.engine.is_source_away() => Some(PausedBy::Source),
+            true if self.engine.is_short_of_room() => Some(PausedBy::Space),
+            _ => None,
+        };
         report.in_phase(phase, paused_by)
     }
 
@@ -147,7 +158,7 @@ impl Reporter {
             partial: tally.files_partial,
             failed: stats.entries_failed(),
             changed: stats.files_changed.get(),
-            deleted: stats.files_deleted.get(),
+            deleted: self.engine.changes().deleted_count(),
             vanished: stats.entries_vanished.get(),
             warnings: stats.metadata_lost.get() + stats.names_refused.get(),
         }
@@ -181,12 +192,12 @@ impl Reporter {
     }
 
     fn errors(&self) -> Vec<FileError> {
-        let errors = self.engine.stats().errors();
+        let errors = self.engine.stats().errors.recent();
         errors
             .iter()
             .map(|note| FileError {
                 path: JsonPath::new(note.path.as_path()),
-                kind: note.kind.as_str().to_owned(),
+                kind: note.kind.clone(),
                 message: note.message.clone(),
                 at: timestamp(note.at),
             })
@@ -259,6 +270,25 @@ impl Controlled for Reporter {
         let operations =
             self.engine.waiting().iter().map(|one| self.stuck_operation(one)).collect();
         StuckReport { schema: SCHEMA, session: self.session.clone(), operations }
+    }
+
+    async fn verify(
+        &self,
+        order: VerifyOrder,
+        lines: mpsc::Sender<VerifyLine>,
+    ) -> Result<VerifyLine> {
+        let source = order.source.map(|source| {
+            let path = source.to_path_buf();
+            let path = path.ok_or_else(|| Error::new(Kind::Invalid, "use source"))?;
+            SourceSpec::parse(path.as_os_str())
+        });
+        let Boarded::Lead(_landing) = self.verifying.board() else {
+            return Err(Error::new(Kind::Busy, "verify")
+                .at(&self.place.destination)
+                .because("it is being verified already"));
+        };
+        let source = source.transpose()?;
+        verify_served(&self.engine, source, order.task, lines).await.map(VerifyLine::Summary)
     }
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {

@@ -16,6 +16,8 @@ pub struct MountSettings {
     pub mountpoint: PathBuf,
     /// Where what is fetched lies, and how much of it.
     pub keep: KeepSettings,
+    /// Where its catalog and hash trees are; `None` = where they were, at first in the destination itself.
+    pub state_dir: Option<PathBuf>,
     /// What is fetched besides what is read.
     pub fill: Fill,
     /// The kernel's side.
@@ -103,6 +105,8 @@ pub struct PublishSettings {
     pub preserve_privileged: bool,
     /// Metadata that cannot be kept fails the file.
     pub strict_metadata: bool,
+    /// How surely files are on the disk when they are called verified.
+    pub durability: Durability,
     /// Bytes of the destination that stay free; `None` = max(1 GiB, min(5 %, 64 GiB)).
     pub reserve: Option<u64>,
 }
@@ -119,6 +123,16 @@ pub enum Existing {
     Overwrite,
     /// Stop before the start if there is any.
     Fail,
+}
+
+/// How surely files are on the disk when they are called verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Durability {
+    /// Verify from memory what was written, then sync; small files together.
+    #[default]
+    Normal,
+    /// Sync first, then verify what the disk itself gives back; each file by itself, slower.
+    Paranoid,
 }
 
 /// Where the source is, as far as its spelling tells.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::core::path::RelPath;
+use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::settings::{
     self, Existing, Fill, KeepPlace, MountSettings, Refresh, SourceSpec,
 };
@@ -17,9 +17,7 @@ use crate::engine::Engine;
 use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
-use crate::source::http::{HttpOptions, HttpSource};
-use crate::source::local::{LocalOptions, LocalSource};
-use crate::store::{Destination, DestinationOptions, RESERVED_NAMES};
+use crate::store::{Destination, DestinationOptions, Durability};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::front::{FrontSettings, StatfsAnswer};
 use crate::vfs::mount::{self, UnmountMode, unmount_ours};
@@ -42,12 +40,24 @@ pub(super) struct Place {
     pub(super) destination: PathBuf,
 }
 
+/// When what lies in the destination already is compared with the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Examine {
+    /// It was, before the start.
+    Done,
+    /// While it serves.
+    Later,
+}
+
 /// A daemon that serves.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) place: Place,
     pub(super) fill: Fill,
     pub(super) limit: Option<u64>,
+    pub(super) examine: Examine,
+    /// What the user should know from the start.
+    pub(super) warnings: Vec<String>,
     pub(super) engine: Arc<Engine>,
     pub(super) destination: Arc<Destination>,
     pub(super) statfs: Arc<ArcSwap<StatfsAnswer>>,
@@ -85,16 +95,21 @@ pub(super) fn raise_file_limit() {
 
 /// Checks, opens, mounts.
 pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)> {
-    let place = check_places(&settings)?;
-    let source = open_source(&settings.source, settings.tree.cross_mounts).await?;
-    let place = Place { source: source.display_name().to_owned(), ..place };
-    check_reserved_names(&*source).await?;
+    let (place, is_begun) = check_places(&settings)?;
+    let way = Way::new(&settings.source, settings.tree.cross_mounts);
+    // Before anything is made; where a copy was begun, what is known of it may do instead.
+    let opened = way.open(is_begun).await;
+    let opened = if is_begun { opened } else { Ok(opened?) };
     let destination = open_destination(&place, &settings).await?;
+    let Reached { source, away } = way.reach(opened, destination.catalog()).await?;
+    let place = Place { source: source.display_name().to_owned(), ..place };
+    let warnings: Vec<String> = away.iter().map(|why| away_warning(&place, why)).collect();
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let engine_settings = engine_settings(&settings, &*source);
     let ttl = engine_settings.refresh.unwrap_or(FOR_EVER);
     let has_modes = source.traits().has_modes;
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
-    engine.check_existing().await?;
+    let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
     write_marker(&destination, &place).await?;
 
@@ -124,44 +139,82 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
             tracing::error!(%error, "mount without a daemon left behind");
         }
     })?;
+    sweep_trees(&destination);
     let (fill, limit) = (settings.fill, settings.keep.limit);
-    Ok((Started { place, fill, limit, engine, destination, statfs, session, number }, signals))
+    let started = Started {
+        place,
+        fill,
+        limit,
+        examine,
+        warnings,
+        engine,
+        destination,
+        statfs,
+        session,
+        number,
+    };
+    Ok((started, signals))
+}
+
+/// Compares what lies in the destination with the source before the start, and refuses it if it conflicts. Where that was done in an
+/// earlier life, or cannot be done now, it comes later, beside everything else: then a conflict is reported, and the file left alone.
+async fn examine(engine: &Arc<Engine>, settings: &MountSettings, is_away: bool) -> Result<Examine> {
+    let is_kept = matches!(settings.publish.existing, Existing::Adopt | Existing::AdoptFast);
+    if is_away || (is_kept && engine.is_examined()?) {
+        return Ok(Examine::Later);
+    }
+    engine.check_existing().await?;
+    Ok(Examine::Done)
+}
+
+fn away_warning(place: &Place, why: &Error) -> String {
+    format!(
+        "the source {} is away; what is known and local is served until it is back: {why}",
+        place.source
+    )
+}
+
+/// Takes as long as there are trees; nobody waits for it.
+fn sweep_trees(destination: &Arc<Destination>) {
+    let destination = Arc::clone(destination);
+    tokio::task::spawn_blocking(move || match destination.sweep_trees() {
+        Ok(swept) => tracing::debug!(swept, "hash trees of nobody"),
+        Err(error) => tracing::warn!(%error, "hash trees of nobody stay"),
+    });
 }
 
 /// Mountpoint and nesting, by their canonical paths. Nothing is changed but a dead mount of ours taken away.
-fn check_places(settings: &MountSettings) -> Result<Place> {
+fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
     let cleaned = mountpoint::clean_stale(&settings.mountpoint)?;
     if cleaned > 0 {
         tracing::info!(cleaned, "took away a mount whose daemon is gone");
     }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
-    let source = match &settings.source {
-        SourceSpec::Local(path) => Some(std::fs::canonicalize(path).map_err(|error| {
-            Error::io("open source", error)
-                .at(path)
-                .hint("SOURCE must be an existing directory or file")
-        })?),
-        SourceSpec::Url(_) => None,
-    };
     let destination = match &settings.keep.place {
         KeepPlace::Destination(path) => canonical_destination(path)?,
         KeepPlace::CacheBelow(caches) => {
-            canonical_destination(&cache_of(caches, &settings.source, source.as_deref())?)?
+            canonical_destination(&cache_of(caches, &settings.source)?)?
         }
     };
+    let is_begun = reach::is_begun(&destination);
+    let source = reach::local_place(&settings.source, is_begun)?;
     mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
-    Ok(Place { source: String::new(), mountpoint, destination })
+    Ok((Place { source: String::new(), mountpoint, destination }, is_begun))
 }
 
 /// The cache of a source below `caches`, which is made if it is missing.
-fn cache_of(caches: &Path, spec: &SourceSpec, local: Option<&Path>) -> Result<PathBuf> {
+fn cache_of(caches: &Path, spec: &SourceSpec) -> Result<PathBuf> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(caches).map_err(|error| {
         Error::io("make cache", error)
             .at(caches)
             .hint("--dest DIR names another directory for what is read")
     })?;
-    Ok(caches.join(cache_name(spec, local)))
+    let local = match spec {
+        SourceSpec::Local(path) => std::fs::canonicalize(path).ok(),
+        SourceSpec::Url(_) => None,
+    };
+    Ok(caches.join(cache_name(spec, local.as_deref())))
 }
 
 /// The same for the same source, whoever asks for it: something to recognise it by, and a hash.
@@ -210,51 +263,23 @@ fn canonical_destination(path: &Path) -> Result<PathBuf> {
     }
 }
 
-async fn open_source(spec: &SourceSpec, cross_mounts: bool) -> Result<Arc<dyn Source>> {
-    match spec.clone() {
-        SourceSpec::Local(path) => {
-            let options = LocalOptions { cross_mounts };
-            let open = move || LocalSource::open(&path, options);
-            Ok(Arc::new(crate::engine::on_disk("open source", open).await?))
-        }
-        SourceSpec::Url(url) => Ok(Arc::new(HttpSource::open(&url, HttpOptions::default()).await?)),
-    }
-}
-
-/// Names that we need ourselves must not be in the source's root.
-async fn check_reserved_names(source: &dyn Source) -> Result<()> {
-    if source.single_file().is_some() {
-        return Ok(());
-    }
-    for name in RESERVED_NAMES {
-        match source.stat(&RelPath::root().child(name.as_ref())?).await {
-            Err(error) if error.kind() == Kind::NotFound => {}
-            // Many servers refuse every name with a dot, whether it is there or not; a listing will not show it.
-            Err(error) if error.kind() == Kind::Denied && source.traits().is_remote => {}
-            Err(error) => return Err(error),
-            Ok(_) => {
-                return Err(Error::new(Kind::Invalid, "use source")
-                    .at(source.display_name())
-                    .because(format!("it holds {name}, a name that the destination needs for itself"))
-                    .hint("is this the destination of another copy? Copy its content from elsewhere, or rename it"));
-            }
-        }
-    }
-    Ok(())
-}
-
 async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc<Destination>> {
     let options = DestinationOptions {
         preserve_privileged: settings.publish.preserve_privileged,
         strict_metadata: settings.publish.strict_metadata,
         keep: settings.keep.limit,
+        durability: match settings.publish.durability {
+            settings::Durability::Normal => Durability::Normal,
+            settings::Durability::Paranoid => Durability::Paranoid,
+        },
+        state_dir: settings.state_dir.clone(),
         ..DestinationOptions::default()
     };
     let path = place.destination.clone();
     let destination = crate::engine::on_disk("open destination", move || {
         let destination = Destination::open(&path, options)?;
         let space = destination.space()?;
-        if space.free_bytes == 0 || space.free_inodes == 0 {
+        if space.is_used_up() {
             return Err(Error::new(Kind::NoSpace, "open destination")
                 .at(&path)
                 .because("its file system is full")

@@ -28,6 +28,7 @@ pub(super) fn start(
             engine.sample_rate();
             warn_of_stuck(&reporter);
             engine.checkpoint_in_background();
+            engine.tidy_in_background();
             match statfs_answer(engine).await {
                 Some(answer) => statfs.store(Arc::new(answer)),
                 None => tracing::debug!("free space unknown"),

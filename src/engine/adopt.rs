@@ -1,29 +1,32 @@
 //! Files that lie in the destination before we come: kept when they are equal, never overwritten unasked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::attributes::{Attributes, Checksum, EntryKind};
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::ByteRange;
 use crate::core::table::Table;
 use crate::engine::file::LazyFile;
 use crate::engine::node::Node;
-use crate::engine::publish::conflict;
+use crate::engine::publish::{conflict, contradiction};
 use crate::engine::resume::is_ours;
 use crate::engine::settings::ExistingPolicy;
-use crate::engine::stats::Proof;
 use crate::engine::{Engine, ROOT_INO, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
 use crate::store::publish::Vouched;
-use crate::store::verify::hash_backing;
-use crate::store::{BackingFile, Existing, Identity};
+use crate::store::verify::{hash_backing, hash_with};
+use crate::store::{BackingFile, Destination, Existing, Identity, MetadataLoss};
 
 /// Conflicts named in the error before the start; the rest is counted.
 const SHOWN_CONFLICTS: usize = 20;
+
+/// Before the source is asked again about what lies in the destination.
+const LATER: Duration = Duration::from_secs(10);
 
 /// Existing files of equal size that nobody has compared yet.
 #[derive(Debug, Default)]
@@ -60,10 +63,12 @@ impl Engine {
         let destination = Arc::clone(&self.destination);
         let found = on_disk("look into destination", move || {
             let mut found = Vec::new();
-            destination.walk_existing(|path, existing| found.push((path, existing)))?;
-            // What we published ourselves needs no comparison.
-            let foreign = |(path, _): &(RelPath, _)| !is_ours(&destination, path).unwrap_or(false);
-            found.retain(foreign);
+            destination.walk_existing(|path, existing| {
+                // What we published ourselves needs no comparison.
+                if !is_known(&destination, &path, existing.kind).unwrap_or(false) {
+                    found.push((path, existing));
+                }
+            })?;
             Ok(found)
         })
         .await?;
@@ -86,7 +91,34 @@ impl Engine {
                 Verdict::Conflict(words) => conflicts.push(words),
             }
         }
-        if conflicts.is_empty() { Ok(()) } else { Err(refusal(&conflicts)) }
+        if !conflicts.is_empty() {
+            return Err(refusal(&conflicts));
+        }
+        let destination = Arc::clone(&self.destination);
+        on_disk("record examination", move || destination.catalog().set_examined()).await
+    }
+
+    /// Whether an earlier life looked at everything that lay in the destination before.
+    ///
+    /// # Errors
+    /// What the catalog says.
+    pub fn is_examined(&self) -> Result<bool> {
+        self.destination.catalog().is_examined()
+    }
+
+    /// As [`Engine::check_existing`] while everything else goes on: what came into the destination between two lives, or before a start
+    /// without the source. Conflicts are reported.
+    pub async fn check_existing_later(self: &Arc<Self>) {
+        loop {
+            match self.check_existing().await {
+                Ok(()) => return,
+                Err(error) if error.is_transient() => {
+                    tracing::debug!(%error, "what lies in the destination is compared later");
+                    tokio::time::sleep(LATER).await;
+                }
+                Err(error) => return tracing::warn!(%error, "left alone"),
+            }
+        }
     }
 
     async fn judge(self: &Arc<Self>, path: RelPath, existing: Existing) -> Result<Verdict> {
@@ -177,7 +209,7 @@ impl Engine {
                 tracing::info!(path = %file.path, "no longer in the destination; copied like any other");
                 return Ok(false);
             }
-            self.stats.failed(&file.path, error);
+            self.stats.errors.failed(&file.path, Some(file.ino), error);
             if error.kind() != Kind::Exists {
                 self.candidates.waiting.insert(file.path.clone(), existing);
             }
@@ -197,25 +229,60 @@ impl Engine {
             && ours.identity() == existing.identity
             && file.attributes.modified == Some(existing.modified);
         self.settle(file).await?;
-        if !fast && let Some(offset) = self.first_difference(file, &ours).await? {
-            return Err(conflict(&file.path, offset));
-        }
-        self.adopt_backing(file, ours).await?;
-        self.note_published(file, if fast { Proof::AdoptedUnverified } else { Proof::Transfer });
+        let proof = match fast {
+            true => ProofClass::AdoptedUnverified,
+            false => self.prove_equal(file, &ours).await?,
+        };
+        self.adopt_backing(file, ours, proof).await?;
+        self.note_published(file, proof);
         Ok(())
     }
 
+    /// Compares an existing file with the source: by the source's own checksum where it has one, else byte by byte.
+    async fn prove_equal(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        ours: &Arc<BackingFile>,
+    ) -> Result<ProofClass> {
+        // That it is still this version is looked at before anything is said of it.
+        let contradicted = match file.attributes.checksum.clone() {
+            None => None,
+            Some(theirs) => {
+                let (summed, like, size) = (Arc::clone(ours), theirs.clone(), file.size());
+                let sum = move || hash_with(&summed, size, &like);
+                let (_, sum) = on_disk("sum existing file up", sum).await?;
+                if sum == theirs {
+                    return Ok(ProofClass::SourceChecksum);
+                }
+                Some(contradiction(&theirs, &sum))
+            }
+        };
+        match (self.first_difference(file, ours).await?, contradicted) {
+            (Some(offset), _) => Err(conflict(&file.path, offset)),
+            (None, None) => Ok(ProofClass::Transfer),
+            (None, Some(why)) => Err(Error::new(Kind::Corrupt, "compare with source")
+                .at(file.path.as_path())
+                .because(why)),
+        }
+    }
+
     /// Lets the catalog vouch for an adopted file, with the hash of its bytes. One that nobody read is looked at again at the next start.
-    async fn record_adopted(&self, file: &LazyFile, existing: &Arc<BackingFile>) -> Result<()> {
-        if self.settings.existing == ExistingPolicy::AdoptFast {
+    async fn record_adopted(
+        &self,
+        file: &LazyFile,
+        existing: &Arc<BackingFile>,
+        proof: ProofClass,
+        noted: (Vec<MetadataLoss>, Option<Checksum>),
+    ) -> Result<()> {
+        if proof == ProofClass::AdoptedUnverified {
             return Ok(());
         }
         let (destination, version) = (Arc::clone(&self.destination), file.version());
         let (adopted, size) = (Arc::clone(existing), file.size());
         on_disk("record adopted file", move || {
             let hash = hash_backing(&adopted, size)?;
-            let proof = ProofClass::Transfer;
-            destination.record_adopted(&adopted, Vouched { version: &version, hash: &hash, proof })
+            let vouched = Vouched { version: &version, hash: &hash, proof };
+            destination.record_adopted(&adopted, vouched, noted)
         })
         .await
     }
@@ -225,22 +292,33 @@ impl Engine {
         &self,
         file: &LazyFile,
         existing: Arc<BackingFile>,
+        proof: ProofClass,
     ) -> Result<()> {
         let metadata = self.source_metadata(file).await?;
         let (destination, adopted) = (Arc::clone(&self.destination), Arc::clone(&existing));
         let identity = existing.identity();
+        let checksum = metadata.attributes.checksum.clone();
         let losses = on_disk("set metadata of existing file", move || {
             destination.adopt_file(&adopted, &metadata)
         })
         .await?;
         self.stats.metadata_lost.add(losses.len() as u64);
-        self.record_adopted(file, &existing).await?;
+        self.record_adopted(file, &existing, proof, (losses, checksum)).await?;
         self.publisher.note_ours(&file.path, identity);
         // First the file, then the blocks: who sees them present reads them from here.
         file.set_backing(Some(existing));
         file.claims.mark_present(ByteRange::new(0, file.size()));
         Ok(())
     }
+}
+
+/// Whether an entry of the destination is one of ours: a file that we published, or a directory that the source has too.
+fn is_known(destination: &Destination, path: &RelPath, kind: EntryKind) -> Result<bool> {
+    if kind != EntryKind::Directory {
+        return is_ours(destination, path);
+    }
+    let recorded = destination.catalog().name_at(path)?;
+    Ok(recorded.is_some_and(|recorded| recorded.kind == kind))
 }
 
 fn judge_file(

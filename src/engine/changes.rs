@@ -3,26 +3,28 @@
 //! Two versions are never mixed: a changed file gets a new inode number, and the old one is retired. What is gone keeps its local copy,
 //! and is the same inode again when the same version comes back.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
 use crate::core::attributes::{Attributes, EntryKind};
-use crate::core::phase::Phase;
+use crate::core::path::RelPath;
 use crate::core::table::Table;
 use crate::engine::file::LazyFile;
-use crate::engine::node::{Body, Node};
+use crate::engine::node::Node;
+use crate::engine::recorder::Said;
 use crate::engine::settings::OnChange;
 use crate::engine::{Engine, Notice};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
+use crate::store::catalog::EntryPhase;
 use crate::sync::{AtomicBool, Ordering};
 
 /// What was noticed of changes at the source.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// Files that are gone, by directory and name.
-    gone: Table<(u64, OsString), Arc<Node>>,
+    /// Published files whose names are gone, with their inode numbers.
+    deleted: Table<RelPath, u64>,
     /// Numbers of files that stay what they were although the source has another version.
     refused: Table<u64, ()>,
     /// Numbers of directories with something new since the background copy began.
@@ -57,14 +59,23 @@ impl Changes {
         self.refused.get(&ino).is_some()
     }
 
-    /// Files that are gone at the source.
-    pub(super) fn gone(&self) -> Vec<Arc<Node>> {
-        self.gone.values()
+    /// Inode numbers of published files that the source has no more.
+    pub(super) fn deleted(&self) -> Vec<u64> {
+        self.deleted.values()
+    }
+
+    pub(super) fn is_deleted(&self, path: &RelPath) -> bool {
+        self.deleted.get(path).is_some()
+    }
+
+    /// How many these are.
+    pub fn deleted_count(&self) -> u64 {
+        self.deleted.len() as u64
     }
 }
 
 /// The error of a file that changed and must not.
-pub(super) fn changed(path: &crate::core::path::RelPath) -> Error {
+pub(super) fn changed(path: &RelPath) -> Error {
     Error::new(Kind::Stale, "follow source")
         .at(path.as_path())
         .because("it changed at the source; what is here of its first version is kept")
@@ -72,6 +83,11 @@ pub(super) fn changed(path: &crate::core::path::RelPath) -> Error {
 }
 
 impl Engine {
+    /// What was noticed of changes at the source.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
     /// Waits until a directory has something new.
     pub async fn news(&self) {
         while !self.has_news() {
@@ -86,13 +102,17 @@ impl Engine {
 
     /// `old` is no longer what its name means: its handles get ESTALE for what is not local.
     pub(super) fn supersede(&self, old: &Node, parent: u64, name: &OsStr) {
-        if let Body::File(file) = &old.body {
-            if old.lose_name() {
-                self.uncount(file);
-            }
-            if self.retire(file) {
+        if old.kind() == EntryKind::File {
+            let was_stale = old.is_stale();
+            old.supersede();
+            self.tree.let_go.take_back(old.ino);
+            let is_first = match old.file_in_use() {
+                Some(file) => self.retire(file),
+                None => !was_stale,
+            };
+            if is_first {
                 self.stats.files_changed.increment();
-                tracing::info!(path = %old.path, ino = old.ino, "changed at the source");
+                tracing::info!(path = %old.path(), ino = old.ino, "changed at the source");
             }
         }
         self.changes.note_news(parent);
@@ -101,67 +121,65 @@ impl Engine {
 
     /// Whether `node` stays what its name means although the source says `attributes`: so it is asked for.
     pub(super) fn refuses(&self, node: &Node, attributes: &Attributes) -> bool {
-        let Body::File(file) = &node.body else { return false };
-        if self.settings.on_change == OnChange::Follow || attributes.kind != EntryKind::File {
+        if self.settings.on_change == OnChange::Follow
+            || node.kind() != EntryKind::File
+            || attributes.kind != EntryKind::File
+        {
             return false;
         }
         if self.changes.refused.insert(node.ino, ()).is_none() {
-            if !file.is_stale() {
+            if !node.is_stale() {
                 self.stats.files_changed.increment();
             }
-            let error = changed(&node.path);
-            tracing::warn!(path = %node.path, %error, "not followed");
-            self.stats.failed(&node.path, &error);
+            let (path, error) = (node.path(), changed(&node.path()));
+            tracing::warn!(%path, %error, "not followed");
+            self.stats.errors.failed(&path, Some(node.ino), &error);
         }
         true
     }
 
-    /// The source has no such name any more. What is local is kept.
-    pub(super) fn vanish(&self, parent: u64, name: &OsStr) {
-        let place = (parent, name.to_owned());
-        let Some(node) = self.tree.forget_name(&place) else { return };
-        let is_last = node.lose_name();
-        match &node.body {
-            Body::File(file) if is_last => {
-                if file.phase.get() == Phase::Published {
-                    self.stats.files_deleted.increment();
-                    tracing::info!(path = %node.path, "deleted at the source; the copy is kept");
-                } else {
-                    self.uncount(file);
-                }
-                self.changes.gone.insert(place, Arc::clone(&node));
-            }
-            Body::Directory(directory) => {
-                for entry in directory.listing.load().iter().flat_map(|listing| &listing.entries) {
-                    self.vanish(node.ino, &entry.name);
-                }
-            }
-            Body::File(_) | Body::Other => {}
+    /// The source definitely has no such name. What is local stays. May read the catalog.
+    pub(super) fn vanish(self: &Arc<Self>, parent: u64, name: &OsStr) {
+        let gone = self.tree.names.remove(&self.tree.key(parent, name));
+        let recorded = || self.destination.catalog().name(parent, name);
+        // Most names that nobody has were never known: nothing to write then.
+        if gone.is_none() && matches!(recorded(), Ok(None)) {
+            return;
         }
-        self.tell(Notice::EntryChanged { parent, name: name.to_owned() });
-    }
-
-    /// A name that was gone is there again: what it meant before, whatever it means now.
-    pub(super) fn come_back(&self, place: &(u64, OsString)) {
-        let Some(node) = self.changes.gone.remove(place) else { return };
-        if let Body::File(file) = &node.body {
-            if file.phase.get() == Phase::Published {
-                self.stats.files_deleted.sub(1);
-            } else {
-                self.count(file);
-            }
+        self.recorder.say(Said::Gone { parent, name: name.to_owned() });
+        if gone.is_some() {
+            self.tell(Notice::EntryChanged { parent, name: name.to_owned() });
         }
-        self.tree.remember_name(place, node);
+        let Ok(path) = self.node(parent).and_then(|parent| parent.path().child(name)) else {
+            return;
+        };
+        let engine = Arc::clone(self);
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = engine.note_deleted(&path) {
+                tracing::warn!(%path, %error, "what is deleted at the source is not counted");
+            }
+        });
     }
 
-    pub(super) fn count(&self, file: &LazyFile) {
-        self.stats.files_known.increment();
-        self.stats.bytes_known.add(file.size());
+    /// Counts the published files at or below a path that is gone. Blocking.
+    fn note_deleted(&self, path: &RelPath) -> Result<()> {
+        self.destination.catalog().entries_below(path, |entry| {
+            if matches!(entry.phase, EntryPhase::Published(_)) {
+                tracing::info!(path = %entry.path, "deleted at the source; the copy is kept");
+                self.tree.let_go.take_back(entry.version.ino);
+                self.changes.deleted.insert(entry.path, entry.version.ino);
+            }
+            Ok(())
+        })
     }
 
-    fn uncount(&self, file: &LazyFile) {
-        self.stats.files_known.sub(1);
-        self.stats.bytes_known.sub(file.size());
+    /// A name is there, perhaps again.
+    pub(super) fn note_there(&self, directory: &Node, name: &OsStr) {
+        if !self.changes.deleted.is_empty()
+            && let Ok(path) = directory.path().child(name)
+        {
+            self.changes.deleted.remove(&path);
+        }
     }
 
     /// The source answered that `file` has another version now: the next lookup finds it.
@@ -172,9 +190,9 @@ impl Engine {
         self.stats.files_changed.increment();
         tracing::info!(path = %file.path, ino = file.ino, "changed at the source");
         if let Ok(node) = self.node(file.ino) {
-            let name = node.path.name().to_owned();
-            self.changes.note_news(node.parent);
-            self.tell(Notice::EntryChanged { parent: node.parent, name });
+            let (parent, name) = (node.parent_ino(), node.name().to_owned());
+            self.changes.note_news(parent);
+            self.tell(Notice::EntryChanged { parent, name });
         }
     }
 }

@@ -29,15 +29,29 @@ impl Engine {
         file: &Arc<LazyFile>,
         local: &Arc<BackingFile>,
     ) -> Result<Option<u64>> {
+        self.first_difference_in(file, local, &[ByteRange::new(0, file.size())]).await
+    }
+
+    /// As [`Engine::first_difference`], looking only at `wanted`: ranges in rising order that do not meet.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn first_difference_in(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        local: &Arc<BackingFile>,
+        wanted: &[ByteRange],
+    ) -> Result<Option<u64>> {
         let whole = ByteRange::new(0, file.size());
         let data = match file.attributes.is_sparse() {
             true => self.data_ranges(file).await?.unwrap_or_else(|| vec![whole]),
             false => vec![whole],
         };
-        if let Some(offset) = self.difference_in_holes(file, local, &data).await? {
+        let holes = common(&holes(&data, file.size()), wanted);
+        if let Some(offset) = self.first_nonzero_in(local, holes).await? {
             return Ok(Some(offset));
         }
-        let pieces = data.into_iter().flat_map(|run| {
+        let pieces = common(&data, wanted).into_iter().flat_map(|run| {
             let starts = (run.start..run.end).step_by(COMPARE_STEP);
             starts.map(move |start| ByteRange::at(start, COMPARE_BYTES).intersect(run))
         });
@@ -58,13 +72,12 @@ impl Engine {
     }
 
     /// Where the source has holes the local file has to hold zeros.
-    async fn difference_in_holes(
+    async fn first_nonzero_in(
         &self,
-        file: &LazyFile,
         local: &Arc<BackingFile>,
-        data: &[ByteRange],
+        holes: Vec<ByteRange>,
     ) -> Result<Option<u64>> {
-        let (local, holes) = (Arc::clone(local), holes(data, file.size()));
+        let local = Arc::clone(local);
         on_disk("look at holes", move || {
             for hole in holes {
                 if let Some(offset) = first_nonzero(&local, hole)? {
@@ -125,6 +138,18 @@ impl Engine {
         }
         Ok(None)
     }
+}
+
+/// What lies in both; each in rising order, none meeting another of its own.
+fn common(ranges: &[ByteRange], others: &[ByteRange]) -> Vec<ByteRange> {
+    let mut common = Vec::new();
+    let mut first = 0;
+    for range in ranges {
+        first += others[first..].partition_point(|other| other.end <= range.start);
+        let meeting = others[first..].iter().take_while(|other| other.start < range.end);
+        common.extend(meeting.map(|other| other.intersect(*range)));
+    }
+    common
 }
 
 /// The first offset at which the file's bytes from `at` on are not `piece`.

@@ -18,9 +18,9 @@ use crate::core::phase::Phase;
 use crate::core::range::{BLOCK_SIZE, ByteRange};
 use crate::engine::cache::{Cache, KeptFile};
 use crate::engine::file::LazyFile;
-use crate::engine::resume::proof_of;
 use crate::engine::{Engine, on_disk};
 use crate::error::{Kind, Result};
+use crate::store::catalog::ProofClass;
 use crate::store::{BackingFile, Leaving, LeavingFrom};
 use crate::sync::Ordering;
 
@@ -80,7 +80,7 @@ impl Engine {
         while freed < goal {
             let batch = self.gather(goal - freed);
             if !batch.is_empty() {
-                match self.let_go(batch) {
+                match self.remove_from_disk(batch) {
                     Ok(bytes) => freed += bytes,
                     Err(error) => {
                         tracing::error!(%error, "evict files");
@@ -112,7 +112,7 @@ impl Engine {
         batch
     }
 
-    fn let_go(&self, batch: Vec<Going>) -> Result<u64> {
+    fn remove_from_disk(&self, batch: Vec<Going>) -> Result<u64> {
         let proofs: Vec<_> = batch.iter().map(|going| self.proof_of(going)).collect();
         let leaving: Vec<Leaving<'_>> = batch.iter().map(Going::leaving).collect();
         if let Err(error) = self.destination.evict_all(&leaving) {
@@ -142,10 +142,11 @@ impl Engine {
         Ok(freed)
     }
 
-    fn proof_of(&self, going: &Going) -> Option<crate::engine::stats::Proof> {
+    fn proof_of(&self, going: &Going) -> Option<ProofClass> {
         let Going::File(going) = going else { return None };
         let record = self.destination.catalog().entry(&going.file.path).ok()??;
-        (going.file.phase.get() == Phase::Published).then(|| proof_of(&record))
+        let is_published = going.file.phase.get() == Phase::Published;
+        is_published.then(|| record.proof.unwrap_or(ProofClass::Transfer))
     }
 
     /// Blocks of parts. For what is fetched ahead those that streams are about to read stay.

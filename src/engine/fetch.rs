@@ -16,7 +16,8 @@ use crate::core::priority::Priority;
 use crate::core::range::ByteRange;
 use crate::core::table::Table;
 use crate::engine::cache::FULL;
-use crate::engine::file::{ChunkHasher, LazyFile};
+use crate::engine::chunk_hasher::ChunkHasher;
+use crate::engine::file::LazyFile;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, jitter, on_disk};
@@ -314,12 +315,12 @@ impl Engine {
             Ok(()) => {
                 self.stats.chunks_done.increment();
                 lease.commit();
-                self.note_landed(&file);
+                self.note_landed(&file, chunk.range.len());
                 self.seal_if_complete(&file);
             }
             Err(error) if self.cache.is_full(&error) => {
                 self.stats.chunks_begun.sub(1); // it never really was
-                self.note_landed(&file);
+                self.note_landed(&file, chunk.landed());
                 self.give_back_room(&file, &lease).await;
                 match chunk.priority() {
                     // Who waits for it reads straight through.
@@ -330,10 +331,10 @@ impl Engine {
             Err(error) => {
                 self.give_back_room(&file, &lease).await;
                 if error.kind() == Kind::NoSpace {
-                    self.room.ran_out();
+                    self.room.ran_out(&error);
                 }
                 self.stats.chunks_failed.increment();
-                self.note_landed(&file);
+                self.note_landed(&file, chunk.landed());
                 self.note_failure(&file, &error);
                 let until = Instant::now() + self.settings.failure_memory();
                 lease.fail(error.at(file.path.as_path()), until);
@@ -394,7 +395,7 @@ impl Engine {
         if error.kind() == Kind::Stale {
             return;
         }
-        self.stats.remember(&file.path, error);
+        self.stats.errors.remember(&file.path, error);
         tracing::warn!(path = %file.path, ino = file.ino, kind = %error.kind(), %error, "chunk failed");
     }
 }

@@ -13,12 +13,12 @@ use crate::core::flight::{Boarded, Flight};
 use crate::core::hashes::BlockHashes;
 use crate::core::path::RelPath;
 use crate::core::phase::{AtomicPhase, Phase};
-use crate::core::range::{BLOCK_SIZE, ByteRange};
+use crate::core::range::ByteRange;
+use crate::engine::chunk_hasher::ChunkHasher;
 use crate::engine::on_disk;
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
-use crate::store::catalog::EntryRecord;
-use crate::store::{BackingFile, BlockHasher, Destination};
+use crate::store::{BackingFile, Destination};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Longest wait for the local disk to make a backing file.
@@ -39,10 +39,12 @@ pub struct LazyFile {
     pub phase: AtomicPhase,
     /// Hash of each block that landed.
     pub hashes: BlockHashes,
+    /// Times that its bytes were not those of the source's checksum. Relaxed: only who publishes it counts.
+    pub(crate) rejections: AtomicU64,
     /// Handles open on it.
     pub open_handles: AtomicU64,
-    /// What an earlier life recorded of it, until that is used.
-    record: ArcSwapOption<EntryRecord>,
+    /// The catalog may have bytes of it that are not used yet. Release once they are; pairs with Acquire in `needs_restoring`.
+    unrestored: AtomicBool,
     /// Runs while that is used.
     pub(crate) restoring: Flight,
     /// Runs while it is verified and published.
@@ -81,8 +83,9 @@ impl LazyFile {
             claims: Arc::new(Claims::new(attributes.size)),
             phase: AtomicPhase::new(Phase::Absent),
             hashes: BlockHashes::default(),
+            rejections: AtomicU64::new(0),
             open_handles: AtomicU64::new(0),
-            record: ArcSwapOption::empty(),
+            unrestored: AtomicBool::new(false),
             restoring: Flight::default(),
             publishing: Flight::default(),
             moving: Flight::default(),
@@ -100,20 +103,20 @@ impl LazyFile {
         }
     }
 
-    /// An earlier life left `record` of this version: it is used before the first byte is asked for.
+    /// The catalog may have bytes of it: they are used before the first one is asked for.
     #[must_use]
-    pub(crate) fn recorded(self, record: EntryRecord) -> Self {
-        self.record.store(Some(Arc::new(record)));
+    pub(crate) fn of_an_earlier_life(self) -> Self {
+        self.unrestored.store(true, Ordering::Relaxed);
         self
     }
 
-    /// What an earlier life recorded, if it is not used yet.
-    pub(crate) fn record(&self) -> Option<Arc<EntryRecord>> {
-        self.record.load_full()
+    /// Whether the catalog may have bytes of it that are not used yet.
+    pub(crate) fn needs_restoring(&self) -> bool {
+        self.unrestored.load(Ordering::Acquire)
     }
 
-    pub(crate) fn forget_record(&self) {
-        self.record.store(None);
+    pub(crate) fn set_restored(&self) {
+        self.unrestored.store(false, Ordering::Release);
     }
 
     /// Length in bytes.
@@ -327,40 +330,6 @@ pub(super) fn holes(data: &[ByteRange], size: u64) -> Vec<ByteRange> {
         .map(|(start, end)| ByteRange::new(start, end))
         .filter(|hole| !hole.is_empty())
         .collect()
-}
-
-/// Hashes the bytes of one chunk, block by block, as they land in order.
-#[derive(Debug)]
-pub struct ChunkHasher {
-    size: u64,
-    offset: u64,
-    /// The block that `offset` lies in, once a byte of it has landed.
-    block: Option<BlockHasher>,
-}
-
-impl ChunkHasher {
-    /// For a chunk that starts at `start`, the first byte of a block of a file of `size` bytes.
-    pub fn new(start: u64, size: u64) -> Self {
-        Self { size, offset: start, block: None }
-    }
-
-    fn update(&mut self, mut bytes: &[u8], hashes: &BlockHashes) {
-        while !bytes.is_empty() {
-            let index = self.offset / BLOCK_SIZE;
-            let end = ((index + 1) * BLOCK_SIZE).min(self.size);
-            let room = usize::try_from(end - self.offset).unwrap_or(usize::MAX);
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            let block = self.block.get_or_insert_with(|| BlockHasher::new(index, self.size));
-            block.update(now);
-            self.offset += now.len() as u64;
-            if self.offset == end
-                && let Some(hash) = self.block.take().and_then(|block| block.finish())
-            {
-                hashes.set(index, hash);
-            }
-            bytes = later;
-        }
-    }
 }
 
 #[cfg(test)]

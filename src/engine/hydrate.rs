@@ -1,6 +1,7 @@
 //! The whole tree in the background, in listing order, and then what comes later.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,13 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Whether a file that failed is worth another try within one run.
 fn may_go_better(error: &Error) -> bool {
     error.is_transient() || matches!(error.kind(), Kind::Stale | Kind::Corrupt | Kind::Io)
+}
+
+/// One entry of a directory that is copied.
+#[derive(Debug)]
+struct Found {
+    name: OsString,
+    kind: EntryKind,
 }
 
 /// The copy of the whole tree, and of what comes later.
@@ -69,7 +77,9 @@ impl Hydration {
     /// `Stale` if there is no root.
     pub async fn copy_tree(&mut self) -> Result<u64> {
         self.engine.changes.follow();
-        self.copy(vec![self.engine.node(ROOT_INO)?]).await
+        let root = self.engine.node(ROOT_INO)?;
+        self.engine.wait_for_source(&root).await;
+        self.copy(vec![root]).await
     }
 
     /// Copies what is new in directories that were copied before. As [`Hydration::copy_tree`].
@@ -92,7 +102,8 @@ impl Hydration {
             self.begun.insert(job.node.ino);
             let mut below = Vec::new();
             let scanned = engine.scan(&job).await;
-            for entry in engine.note(&job.node.path, scanned, &self.failures).unwrap_or_default() {
+            for entry in engine.note(&job.node.path(), scanned, &self.failures).unwrap_or_default()
+            {
                 job.open.fetch_add(1, Ordering::AcqRel);
                 if entry.kind == EntryKind::Directory {
                     below.push(entry);
@@ -110,7 +121,7 @@ impl Hydration {
             }
             for entry in below.into_iter().rev() {
                 let found = engine.lookup(job.node.ino, &entry.name).await;
-                let path = job.node.path.child(&entry.name)?;
+                let path = job.node.path().child(&entry.name)?;
                 match engine.note(&path, found, &self.failures) {
                     Some(node) if !self.begun.contains(&node.ino) => {
                         stack.push(DirectoryJob::new(node, Some(Arc::clone(&job))));
@@ -120,6 +131,7 @@ impl Hydration {
             }
             engine.close(job, &self.failures).await;
         }
+        engine.until_recorded().await;
         engine.stats.scan_done.increment();
         while tasks.join_next().await.is_some() {}
         Ok(self.failures.load(Ordering::Acquire))
@@ -129,29 +141,51 @@ impl Hydration {
 async fn copy_entry(
     engine: Arc<Engine>,
     job: Arc<DirectoryJob>,
-    entry: Listed,
+    entry: Found,
     failures: Arc<AtomicU64>,
 ) {
     let copied = engine.hydrate_entry(&job.node, &entry).await;
-    let path = job.node.path.child(&entry.name).unwrap_or(job.node.path.clone());
+    let path = job.node.path().child(&entry.name).unwrap_or(job.node.path());
     engine.note(&path, copied, &failures);
     engine.close(job, &failures).await;
 }
 
 impl Engine {
-    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Listed>> {
+    /// Waits for a source that was away at the start: what it cannot answer now is no failure of the copy.
+    async fn wait_for_source(&self, root: &Node) {
+        let path = root.path();
+        while !root.is_confirmed() {
+            match self.within_deadline("look at source", self.source.stat(&path)).await {
+                Err(error) if error.is_transient() => {
+                    self.is_source_away.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // Whatever else is wrong with it, the scan will say.
+                _ => break,
+            }
+        }
+        self.is_source_away.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the copy waits for its source.
+    pub fn is_source_away(&self) -> bool {
+        self.is_source_away.load(Ordering::Relaxed)
+    }
+
+    async fn scan(self: &Arc<Self>, job: &DirectoryJob) -> Result<Vec<Found>> {
         let listing = self.list(job.node.ino).await?;
-        let (destination, path) = (Arc::clone(&self.destination), job.node.path.clone());
+        let (destination, path) = (Arc::clone(&self.destination), job.node.path());
         on_disk("make directory", move || destination.ensure_directory(&path))
             .await
             .map_err(Error::of_destination)?;
-        Ok(listing.entries.clone())
+        let found = |entry: Listed<'_>| Found { name: entry.name.to_owned(), kind: entry.kind };
+        Ok(listing.after(0).map(found).collect())
     }
 
     fn note<T>(&self, path: &RelPath, result: Result<T>, failures: &AtomicU64) -> Option<T> {
         match result {
             Ok(value) => {
-                self.stats.succeeded(path);
+                self.stats.errors.succeeded(path);
                 Some(value)
             }
             Err(error) if error.kind() == Kind::NotFound => {
@@ -161,7 +195,7 @@ impl Engine {
             }
             Err(error) => {
                 failures.fetch_add(1, Ordering::AcqRel);
-                self.stats.failed(path, &error);
+                self.stats.errors.failed(path, None, &error);
                 tracing::warn!(%path, kind = %error.kind(), %error, "not copied");
                 None
             }
@@ -174,7 +208,7 @@ impl Engine {
             // The root is finished last, by itself.
             if job.node.ino != ROOT_INO {
                 let finished = self.finish_directory(&job.node).await;
-                self.note(&job.node.path, finished, failures);
+                self.note(&job.node.path(), finished, failures);
             }
             let Some(parent) = job.parent.clone() else { return };
             job = parent;
@@ -182,14 +216,15 @@ impl Engine {
     }
 
     async fn metadata_of(&self, node: &Node) -> Result<Metadata> {
-        let asked = self.source.xattrs(&node.path);
+        let path = node.path();
+        let asked = self.source.xattrs(&path);
         let xattrs = self.within_deadline("read xattrs", asked).await?;
-        Ok(Metadata { attributes: (*node.attributes()).clone(), xattrs })
+        Ok(Metadata { attributes: node.attributes(), xattrs })
     }
 
     async fn finish_directory(&self, node: &Node) -> Result<()> {
         let metadata = self.metadata_of(node).await?;
-        let (destination, path) = (Arc::clone(&self.destination), node.path.clone());
+        let (destination, path) = (Arc::clone(&self.destination), node.path());
         let finish = move || destination.finish_directory(&path, &metadata);
         let losses = on_disk("finish directory", finish).await.map_err(Error::of_destination)?;
         self.stats.metadata_lost.add(losses.len() as u64);
@@ -216,10 +251,12 @@ impl Engine {
         Ok(())
     }
 
-    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Listed) -> Result<()> {
-        for tries in 1.. {
+    async fn hydrate_entry(self: &Arc<Self>, directory: &Arc<Node>, entry: &Found) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             let node = self.lookup(directory.ino, &entry.name).await?;
-            let path = directory.path.child(&entry.name)?;
+            let path = directory.path().child(&entry.name)?;
             if self.changes.is_refused(node.ino) {
                 return Err(changed(&path));
             }
@@ -228,7 +265,16 @@ impl Engine {
             }
             let file = node.file()?;
             match self.hydrate_file(file).await {
-                Ok(()) if file.path == path => return Ok(()),
+                // No fault of the file.
+                Err(error) if error.kind() == Kind::NoSpace && error.is_of_destination() => {
+                    self.room.ran_out(&error);
+                    self.wait_for_room().await;
+                    tries -= 1;
+                }
+                Ok(()) if file.path == path => {
+                    self.tree.leaving.insert(node.ino, ());
+                    return Ok(());
+                }
                 Ok(()) => return self.publish_link(&file.path, path).await,
                 // It may have changed or failed on its way: the next look starts over.
                 Err(error) if tries < TRIES && may_go_better(&error) => {
@@ -240,7 +286,6 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     async fn hydrate_file(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
@@ -271,14 +316,18 @@ impl Engine {
             match self.recent_failure(file, whole) {
                 Some(error) if error.kind() == Kind::NoSpace => {
                     file.claims.forget_failures();
-                    self.room.ran_out();
+                    self.room.ran_out(&error);
                     continue;
                 }
                 Some(error) => return Err(error),
                 None if self.room.is_short() => continue,
                 None => {}
             }
-            if let Some(mut waiter) = file.claims.wait_for(whole) {
+            let waiter = file.claims.wait_for(whole);
+            // Looked at once we are in the list: a chunk that ended before, or was taken back, wakes nobody.
+            if let Some(mut waiter) = waiter
+                && !file.claims.running().is_empty()
+            {
                 waiter.signal().await;
             }
         }
@@ -308,13 +357,13 @@ impl Engine {
             };
             let identity = |path| destination.existing(path).map(|found| found.map(|e| e.identity));
             if identity(&first)? == identity(&path)? {
-                return Ok(0);
+                return destination.note_existing_link(&first, &path).map(|()| 0);
             }
             let (one, other) =
                 (destination.open_published(&first)?, destination.open_published(&path)?);
             // Equal bytes under a name of their own: kept; only the link is lost.
             match compare_files(&one, &other)? {
-                None => Ok(1),
+                None => destination.note_existing_link(&first, &path).map(|()| 1),
                 Some(_) => Err(error),
             }
         })
@@ -333,7 +382,8 @@ impl Engine {
         let destination = Arc::clone(&self.destination);
         let losses = on_disk("publish entry", move || {
             if destination.existing(&path)?.is_some() {
-                return Ok(0); // compared before the start
+                // Compared before the start.
+                return destination.note_existing(&path, metadata.attributes.kind).map(|()| 0);
             }
             let published = match target {
                 Some(target) => {

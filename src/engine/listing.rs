@@ -1,240 +1,172 @@
-//! What directories list, and the attributes of siblings ahead of who walks.
-//!
-//! A listing is asked for again when it is older than the refresh time; if the source does not answer within a moment, the old one is
-//! answered. Entries keep their positions, so that a walk in progress neither skips nor repeats.
+//! What a directory holds, at one time: names, numbers and positions in little memory.
 
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
-
-use tokio::sync::mpsc;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 use crate::core::attributes::EntryKind;
-use crate::core::flight::Boarded;
-use crate::core::priority::Priority;
-use crate::engine::node::{Body, Directory, Node};
-use crate::engine::{Engine, ROOT_INO};
+use crate::engine::NEVER;
 use crate::error::{Error, Kind, Result};
-use crate::source::{Entry, ListBatch};
-use crate::store::RESERVED_NAMES;
-use crate::sync::{AtomicU64, Ordering};
-
-/// Attributes asked for ahead of who walks a directory.
-const PREFETCH_SIBLINGS: u64 = 32;
-/// Batches of a listing in transit.
-const LIST_BATCHES: usize = 16;
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// What a directory holds, at one time.
 #[derive(Debug)]
 pub struct Listing {
+    /// All names, one after the other.
+    names: Vec<u8>,
     /// In order of position.
-    pub entries: Vec<Listed>,
-    by_name: HashMap<OsString, usize>,
+    rows: Vec<Row>,
+    /// Rows in order of their names.
+    by_name: Vec<u32>,
     listed_ms: AtomicU64,
+    used_ms: AtomicU64,
     next_position: u64,
+    is_recorded: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    position: u64,
+    ino: u64,
+    /// Where its name begins in `names`.
+    start: u32,
+    len: u8,
+    kind: EntryKind,
 }
 
 /// One entry of a listing.
-#[derive(Debug, Clone)]
-pub struct Listed {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed<'a> {
     /// Keeps its value as long as the name stays in the directory: a cookie for readdir. From 1 on.
     pub position: u64,
     /// Inode number when it was listed.
     pub ino: u64,
     /// Its name.
-    pub name: OsString,
+    pub name: &'a OsStr,
     /// What it is.
     pub kind: EntryKind,
 }
 
 impl Listing {
-    /// The entries after position `after` (0 = from the start).
-    pub fn after(&self, after: u64) -> &[Listed] {
-        &self.entries[self.entries.partition_point(|entry| entry.position <= after)..]
+    /// The entries after position `after` (0 = from the start), in order of position.
+    pub fn after(&self, after: u64) -> impl Iterator<Item = Listed<'_>> {
+        let start = self.rows.partition_point(|row| row.position <= after);
+        self.rows[start..].iter().map(|row| self.show(row))
     }
 
     /// The entry called `name`.
-    pub fn find(&self, name: &OsStr) -> Option<&Listed> {
-        self.by_name.get(name).map(|index| &self.entries[*index])
+    pub fn find(&self, name: &OsStr) -> Option<Listed<'_>> {
+        let bytes = name.as_bytes();
+        let found = self.by_name.binary_search_by(|row| self.name(*row).cmp(bytes)).ok()?;
+        Some(self.show(&self.rows[index(self.by_name[found])]))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn show(&self, row: &Row) -> Listed<'_> {
+        let start = index(row.start);
+        let name = OsStr::from_bytes(&self.names[start..start + usize::from(row.len)]);
+        Listed { position: row.position, ino: row.ino, name, kind: row.kind }
+    }
+
+    fn name(&self, row: u32) -> &[u8] {
+        self.show(&self.rows[index(row)]).name.as_bytes()
+    }
+
+    /// When the source listed it, in ms since the engine's start; [`NEVER`] if not in this life. Relaxed: a hint.
+    pub(super) fn listed_ms(&self) -> u64 {
+        self.listed_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether the source listed it in this life.
+    pub fn is_confirmed(&self) -> bool {
+        self.listed_ms() != NEVER
+    }
+
+    pub(super) fn used_ms(&self) -> u64 {
+        self.used_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_use(&self, now_ms: u64) {
+        self.used_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn next_position(&self) -> u64 {
+        self.next_position
+    }
+
+    /// Whether the catalog has all of it.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.is_recorded.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_recorded(&self) {
+        self.is_recorded.store(true, Ordering::Release);
     }
 }
 
-impl Engine {
-    /// The listing as far as memory knows, fresh or not.
-    pub fn known_listing(&self, ino: u64) -> Option<Arc<Listing>> {
-        self.node(ino).ok()?.directory().ok()?.listing.load_full()
-    }
+fn index(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
 
-    /// The listing if it is in memory and fresh.
-    pub fn try_list(&self, ino: u64) -> Option<Result<Arc<Listing>>> {
-        let node = match self.node(ino) {
-            Ok(node) => node,
-            Err(error) => return Some(Err(error)),
-        };
-        let directory = match node.directory() {
-            Ok(directory) => directory,
-            Err(error) => return Some(Err(error)),
-        };
-        let listing = directory.listing.load_full()?;
-        let fresh = self.is_fresh(listing.listed_ms.load(Ordering::Relaxed));
-        fresh.then_some(Ok(listing))
-    }
+/// A listing under way.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    names: Vec<u8>,
+    rows: Vec<Row>,
+}
 
-    /// The listing, asked from the source if memory has none or an old one. An old one is answered when the source does not answer
-    /// within a moment.
-    ///
-    /// # Errors
-    /// As [`crate::source::Source::list`]; `Timeout` at the deadline.
-    pub async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Listing>> {
-        let node = self.node(ino)?;
-        let directory = node.directory()?;
-        loop {
-            let known = directory.listing.load_full();
-            if let Some(listing) = &known
-                && self.is_fresh(listing.listed_ms.load(Ordering::Relaxed))
-            {
-                return Ok(Arc::clone(listing));
-            }
-            match (directory.listing_flight.board(), known) {
-                (Boarded::Lead(landing), known) => {
-                    let (engine, asked) = (Arc::clone(self), Arc::clone(&node));
-                    let work = self.runtime.spawn(async move {
-                        let listed = engine.list_now(&asked).await;
-                        drop(landing);
-                        listed
-                    });
-                    let patience = if known.is_some() {
-                        self.settings.grace
-                    } else {
-                        self.settings.metadata_deadline()
-                    };
-                    return match (tokio::time::timeout(patience, work).await, known) {
-                        (Ok(Ok(Ok(listing))), _) => Ok(listing),
-                        (_, Some(old)) => Ok(old),
-                        (Ok(Ok(Err(error))), None) => Err(error),
-                        (Ok(Err(died)), None) => Err(Error::new(Kind::Io, "list").caused_by(died)),
-                        (Err(late), None) => Err(Error::new(Kind::Timeout, "list directory")
-                            .at(node.path.as_path())
-                            .caused_by(late)),
-                    };
-                }
-                (Boarded::Join(_), Some(old)) => return Ok(old),
-                (Boarded::Join(signal), None) => {
-                    let ended = async {
-                        signal.await;
-                        Ok(())
-                    };
-                    self.within_deadline("list directory", ended).await?;
-                    if directory.listing.load().is_none() {
-                        return Err(
-                            Error::new(Kind::Unreachable, "list directory").at(node.path.as_path())
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    async fn list_now(self: &Arc<Self>, node: &Arc<Node>) -> Result<Arc<Listing>> {
-        let (sender, mut batches) = mpsc::channel::<ListBatch>(LIST_BATCHES);
-        let listing_task = {
-            let (source, path) = (Arc::clone(&self.source), node.path.clone());
-            self.runtime.spawn(async move { source.list(&path, sender).await })
-        };
-        let directory = node.directory()?;
-        let old = directory.listing.load_full();
-        let mut next = old.as_ref().map_or(1, |old| old.next_position);
-        let mut entries = Vec::new();
-        while let Some(batch) = batches.recv().await {
-            self.stats.names_refused.add(batch.refused);
-            for entry in batch.entries {
-                if node.ino == ROOT_INO && RESERVED_NAMES.iter().any(|name| entry.name == *name) {
-                    continue;
-                }
-                let position =
-                    old.as_ref().and_then(|old| old.find(&entry.name)).map(|e| e.position);
-                if old.is_some() && position.is_none() {
-                    self.changes.note_news(node.ino);
-                }
-                let position = position.unwrap_or_else(|| {
-                    next += 1;
-                    next - 1
-                });
-                entries.push(self.take_in_entry(node, entry, position)?);
-            }
-        }
-        match listing_task.await {
-            Ok(result) => result?,
-            Err(died) => return Err(Error::new(Kind::Io, "list directory").caused_by(died)),
-        }
-        entries.sort_by_key(|entry| entry.position);
-        entries.dedup_by_key(|entry| entry.position);
-        let by_name =
-            entries.iter().enumerate().map(|(index, entry)| (entry.name.clone(), index)).collect();
-        let listing = Arc::new(Listing {
-            entries,
-            by_name,
-            listed_ms: AtomicU64::new(self.now_ms()),
-            next_position: next,
-        });
-        directory.listing.store(Some(Arc::clone(&listing)));
-        for gone in old.iter().flat_map(|old| &old.entries) {
-            if listing.find(&gone.name).is_none() {
-                self.vanish(node.ino, &gone.name);
-            }
-        }
-        Ok(listing)
-    }
-
-    fn take_in_entry(
-        self: &Arc<Self>,
-        directory: &Arc<Node>,
-        entry: Entry,
+impl Draft {
+    pub(super) fn add(
+        &mut self,
         position: u64,
-    ) -> Result<Listed> {
-        let Entry { name, kind, attributes } = entry;
-        let ino = match attributes {
-            Some(attributes) => self.observe(directory, &name, attributes)?.ino,
-            None => self.tree.reserve_ino((directory.ino, name.clone())),
-        };
-        Ok(Listed { position, ino, name, kind })
+        ino: u64,
+        name: &OsStr,
+        kind: EntryKind,
+    ) -> Result<()> {
+        let too_large = |why| Error::new(Kind::Limit, "list directory").because(why);
+        let start = u32::try_from(self.names.len())
+            .map_err(|large| too_large("more than 4 GiB of names").caused_by(large))?;
+        let len = u8::try_from(name.len())
+            .map_err(|large| too_large("a name of over 255 bytes").caused_by(large))?;
+        self.names.extend_from_slice(name.as_bytes());
+        self.rows.push(Row { position, ino, start, len, kind });
+        Ok(())
     }
 
-    /// Where a listing tells no attributes, asks for those of the next siblings of a name that was looked up, from the second lookup
-    /// in a directory on.
-    pub(super) fn prefetch_siblings(self: &Arc<Self>, directory: &Arc<Node>, name: &OsStr) {
-        if self.lists_attributes() {
-            return;
+    /// Numbers may have been given to names meanwhile.
+    pub(super) fn renumber(&mut self, number: impl Fn(&OsStr) -> Option<u64>) {
+        for row in &mut self.rows {
+            let start = index(row.start);
+            let name = OsStr::from_bytes(&self.names[start..start + usize::from(row.len)]);
+            row.ino = number(name).unwrap_or(row.ino);
         }
-        let Body::Directory(Directory { listing, lookups, prefetched_to, .. }) = &directory.body
-        else {
-            return;
+    }
+
+    pub(super) fn finish(mut self, next_position: u64, listed_ms: u64, now_ms: u64) -> Listing {
+        self.rows.sort_by_key(|row| row.position);
+        self.rows.dedup_by_key(|row| row.position);
+        self.rows.shrink_to_fit();
+        self.names.shrink_to_fit();
+        let by_name = (0..u32::try_from(self.rows.len()).unwrap_or(u32::MAX)).collect();
+        let mut listing = Listing {
+            names: self.names,
+            rows: self.rows,
+            by_name,
+            listed_ms: AtomicU64::new(listed_ms),
+            used_ms: AtomicU64::new(now_ms),
+            next_position,
+            is_recorded: AtomicBool::new(false),
         };
-        if lookups.fetch_add(1, Ordering::Relaxed) == 0 {
-            return;
-        }
-        let Some(listing) = listing.load_full() else { return };
-        let Some(at) = listing.find(name).map(|entry| entry.position) else { return };
-        let until = at + PREFETCH_SIBLINGS;
-        let done = prefetched_to.load(Ordering::Relaxed);
-        let from = done.max(at);
-        // Half a window left: wait. Relaxed: two who prefetch the same meet in `ask`.
-        if from + PREFETCH_SIBLINGS / 2 > until {
-            return;
-        }
-        prefetched_to.fetch_max(until, Ordering::Relaxed);
-        for sibling in listing.after(from).iter().take_while(|entry| entry.position <= until) {
-            let name = sibling.name.clone();
-            if self.known(directory.ino, &name).is_some() {
-                continue;
-            }
-            let (engine, directory) = (Arc::clone(self), Arc::clone(directory));
-            self.runtime.spawn(async move {
-                let work = engine.ask(&directory, &name, Priority::Readahead);
-                if let Err(error) = engine.within_deadline("prefetch attributes", work).await {
-                    tracing::debug!(?name, %error, "prefetch attributes");
-                }
-            });
-        }
+        let mut by_name = std::mem::take(&mut listing.by_name);
+        by_name.sort_unstable_by(|one, other| listing.name(*one).cmp(listing.name(*other)));
+        Listing { by_name, ..listing }
     }
 }

@@ -3,30 +3,42 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
-//! | [`node`], [`tree`], [`listing`] | inodes and versions; names and their freshness; directories |
+//! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
+//! | [`listing`], [`list`] | what a directory holds; asking the source for it |
 //! | [`changes`] | what becomes of them when the source changes |
+//! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
-//! | [`publish`], [`adopt`], [`compare`] | finished files become plain files; files that lie in DIR already are compared and kept |
+//! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
+//! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | `through` | from the source straight to readers |
+//! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
 //! | [`hydrate`] | the whole tree in the background |
+//! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
+pub mod ask;
 pub mod cache;
 pub mod changes;
+mod chunk_hasher;
 pub mod compare;
+pub mod errors;
 pub mod evict;
 pub mod fetch;
 pub mod file;
 pub mod hydrate;
+pub mod known;
+pub mod list;
 pub mod listing;
 pub mod node;
 pub mod publish;
+pub mod publisher;
 pub mod read;
+pub mod recorder;
 pub mod report;
 pub mod resume;
 pub mod room;
@@ -34,6 +46,7 @@ pub mod settings;
 pub mod stats;
 mod through;
 pub mod tree;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -41,6 +54,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use crate::core::attributes::Attributes;
 use crate::core::flight::Flight;
 use crate::core::in_flight::InFlight;
 use crate::core::permits::Permits;
@@ -50,8 +64,11 @@ use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
-use crate::engine::publish::Publisher;
+use crate::engine::node::{Node, Xattrs};
+use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
+use crate::engine::recorder::Recorder;
+use crate::engine::resume::Beginning;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
@@ -59,9 +76,13 @@ use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
 use crate::store::{Destination, Space};
+use crate::sync::{AtomicBool, AtomicU64};
 
 /// The inode number of the root, fixed by the FUSE protocol.
 pub const ROOT_INO: u64 = 1;
+
+/// A time in ms since the engine's start: not in this life.
+pub const NEVER: u64 = u64::MAX;
 
 /// Something the FUSE front has to tell the kernel. Sent from anywhere, handled by one thread that nobody waits for.
 #[derive(Debug, Clone)]
@@ -72,6 +93,11 @@ pub enum Notice {
         parent: u64,
         /// Name in it.
         name: OsString,
+    },
+    /// The kernel's pages of this inode may be wrong: the bytes are the same version's, the file that holds them is another.
+    ContentChanged {
+        /// The inode.
+        ino: u64,
     },
     /// No more of them: the session has ended.
     Ended,
@@ -92,11 +118,19 @@ pub struct Engine {
     pub(crate) publisher: Publisher,
     pub(crate) candidates: Candidates,
     pub(crate) changes: Changes,
+    pub(crate) recorder: Recorder,
+    /// Shared by the many who have none.
+    pub(crate) no_xattrs: Arc<Xattrs>,
     /// Files with blocks that no checkpoint has recorded.
     pub(crate) dirty: Table<u64, Arc<LazyFile>>,
     pub(crate) checkpointing: Flight,
+    pub(crate) tidying: Flight,
+    /// Bytes that landed since the last checkpoint began. Relaxed: one more or less in this one is all the same.
+    pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) cache: Cache,
+    /// The copy waits for its source. Relaxed: for people.
+    is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) in_flight: Arc<InFlight>,
@@ -106,46 +140,44 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Builds it and looks at the source's root. Notices come out of the returned channel.
+    /// Builds it and looks at the source's root; where the source does not answer, the root is what an earlier life with the same source
+    /// recorded. Notices come out of the returned channel.
     ///
     /// # Errors
-    /// What the source answers for its root.
+    /// What the source answers for its root, if nothing is recorded; `Exists` if the destination holds a copy of another source.
     pub async fn open(
         source: Arc<dyn Source>,
         destination: Arc<Destination>,
         settings: EngineSettings,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Notice>)> {
-        let root = tokio::time::timeout(
-            settings.start_deadline,
-            source.stat(&crate::core::path::RelPath::root()),
-        )
-        .await
-        .map_err(|late| {
-            Error::new(Kind::Unreachable, "look at source")
-                .at(source.display_name())
-                .because(format!("no answer within {:?}", settings.start_deadline))
-                .caused_by(late)
-        })??;
+        let looked = look_at_root(&*source, &settings).await;
         let (notices, receiver) = mpsc::unbounded_channel();
         let stats = Arc::new(Stats::default());
         let connections = source.traits().connections;
         let (disk, name) = (Arc::clone(&destination), source.display_name().to_owned());
-        let numbers = on_disk("begin copy", move || resume::begin(&disk, &name)).await?;
-        let first_chunk = numbers.first_chunk;
+        let (root, beginning) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
+        let first_chunk = beginning.first_chunk;
+        stats.errors.restore(beginning.errors);
+        let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
-            tree: Tree::new(root, numbers.first_ino),
+            tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
             fetcher: Arc::new(fetcher),
-            publisher: Publisher::default(),
+            publisher: Publisher::start(Arc::clone(&destination), Arc::clone(&stats)),
             candidates: Candidates::default(),
             changes: Changes::default(),
+            recorder,
+            no_xattrs: Arc::default(),
             dirty: Table::default(),
             checkpointing: Flight::default(),
+            tidying: Flight::default(),
+            landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             cache,
+            is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
             in_flight: Arc::new(InFlight::default()),
@@ -156,6 +188,9 @@ impl Engine {
             settings,
             notices,
         });
+        engine.count_known(engine.destination.catalog().known_files()?);
+        engine.runtime.spawn(recorder::run(Arc::downgrade(&engine), hears));
+        engine.record_root();
         engine.keep_cap().await?;
         Ok((engine, receiver))
     }
@@ -168,6 +203,16 @@ impl Engine {
     /// The table of waiting operations.
     pub fn in_flight(&self) -> &Arc<InFlight> {
         &self.in_flight
+    }
+
+    /// The destination.
+    pub fn destination(&self) -> Arc<Destination> {
+        Arc::clone(&self.destination)
+    }
+
+    /// The source.
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.source)
     }
 
     /// The settings.
@@ -191,15 +236,18 @@ impl Engine {
     /// What statvfs says.
     pub async fn look_at_space(self: &Arc<Self>) -> Result<Space> {
         let engine = Arc::clone(self);
-        let space = on_disk("look at free space", move || {
-            let space = engine.destination.space()?;
+        let look = move || {
+            let mut space = engine.destination.space()?;
             let lacking = engine.room.lacking(&space);
-            if lacking == 0 || !engine.give_of_its_own(lacking) {
-                return Ok(space);
+            if lacking > 0 && engine.give_of_its_own(lacking) {
+                space = engine.destination.space()?;
             }
-            engine.destination.space()
-        })
-        .await?;
+            Ok((space, engine.room.is_refused() && engine.destination.try_room()?))
+        };
+        let (space, is_accepted) = on_disk("look at free space", look).await?;
+        if is_accepted {
+            self.room.accepted();
+        }
         self.room.update(&space);
         Ok(space)
     }
@@ -240,6 +288,35 @@ impl Engine {
                 .caused_by(late)),
         }
     }
+}
+
+async fn look_at_root(source: &dyn Source, settings: &EngineSettings) -> Result<Attributes> {
+    let root = crate::core::path::RelPath::root();
+    let looked = tokio::time::timeout(settings.start_deadline, source.stat(&root)).await;
+    looked.unwrap_or_else(|late| {
+        Err(Error::new(Kind::Unreachable, "look at source")
+            .at(source.display_name())
+            .because(format!("no answer within {:?}", settings.start_deadline))
+            .caused_by(late))
+    })
+}
+
+/// The root as the source shows it, or as it was recorded. Blocking.
+fn begin(
+    destination: &Destination,
+    source: &str,
+    looked: Result<Attributes>,
+) -> Result<(Node, Beginning)> {
+    let catalog = destination.catalog();
+    let root = match looked {
+        Ok(attributes) => Node::new(ROOT_INO, None, &attributes, 0),
+        Err(error) => {
+            let is_known = catalog.job()?.is_some_and(|job| job.source == source);
+            let recorded = if is_known { catalog.root()? } else { None };
+            recorded.and_then(|record| Node::recalled(None, record)).ok_or(error)?
+        }
+    };
+    Ok((root, resume::begin(destination, source)?))
 }
 
 /// Runs blocking disk work away from the async threads, for whoever composes an engine.

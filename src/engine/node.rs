@@ -1,7 +1,7 @@
 //! Inodes.
 
-use std::ffi::OsString;
-use std::sync::Arc;
+use std::ffi::{OsStr, OsString};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -10,29 +10,42 @@ use crate::core::flight::Flight;
 use crate::core::path::RelPath;
 use crate::engine::file::LazyFile;
 use crate::engine::listing::Listing;
+use crate::engine::{NEVER, ROOT_INO};
 use crate::error::{Error, Kind, Result};
-use crate::store::catalog::EntryRecord;
-use crate::sync::{AtomicU64, Ordering};
+use crate::store::catalog::{NameRecord, Packed};
+use crate::sync::{AtomicU8, AtomicU64, Ordering};
 
-/// What a path of the source is at one time. One inode number names one version of one file.
+/// The source confirmed it in this life.
+const CONFIRMED: u8 = 1;
+/// The catalog does not have what is known of it.
+const UNRECORDED: u8 = 1 << 1;
+/// Its name means another version now.
+const SUPERSEDED: u8 = 1 << 2;
+/// It was known before it came into memory: the catalog may have bytes of it.
+const EARLIER: u8 = 1 << 3;
+
+/// The references of a node that is just leaving memory.
+const LEAVING: u64 = u64::MAX;
+
+/// What a path of the source is at one time. One inode number names one version of one file. There is one for each inode that somebody
+/// looked up, perhaps a million: what only some need is made when they do.
 #[derive(Debug)]
 pub struct Node {
     /// Inode number, never given to anything else.
     pub ino: u64,
-    /// Inode number of the directory in which it was first seen.
-    pub parent: u64,
-    /// The name under which it was first seen.
-    pub path: RelPath,
     /// What it is besides its attributes.
     pub body: Body,
-    attributes: ArcSwap<Attributes>,
+    /// The directory in which it was first seen; `None` for the root.
+    parent: Option<Arc<Node>>,
+    /// The name under which it was first seen.
+    name: Box<OsStr>,
+    attributes: ArcSwap<Packed>,
     /// When the attributes were last known to be right, in ms since the engine's start. Relaxed: a hint.
     checked_ms: AtomicU64,
-    /// Names that mean it. AcqRel: who takes the last sees what the others did.
-    names: AtomicU64,
-    /// Asking the source whether it is still the same.
-    pub(crate) revalidating: Flight,
-    pub(crate) link_target: ArcSwapOption<OsString>,
+    /// Lookups that the kernel has not forgotten. It leaves memory only when there are none.
+    references: AtomicU64,
+    /// What is said of it above.
+    state: AtomicU8,
     pub(crate) xattrs: ArcSwapOption<Xattrs>,
 }
 
@@ -42,10 +55,12 @@ pub type Xattrs = Vec<(OsString, Vec<u8>)>;
 /// The kinds of inodes that hold something.
 #[derive(Debug)]
 pub enum Body {
-    /// A regular file.
-    File(Arc<LazyFile>),
+    /// A regular file; its bytes once somebody wants them.
+    File(OnceLock<Arc<LazyFile>>),
     /// A directory.
-    Directory(Directory),
+    Directory(Box<Directory>),
+    /// A symlink; where it leads, once that was asked.
+    Symlink(ArcSwapOption<OsString>),
     /// Anything else.
     Other,
 }
@@ -61,109 +76,237 @@ pub struct Directory {
     pub(crate) prefetched_to: AtomicU64,
 }
 
-impl Node {
-    /// An inode that was just seen.
-    pub fn new(ino: u64, parent: u64, path: RelPath, attributes: Attributes, now_ms: u64) -> Self {
-        Self::with_record(ino, parent, path, attributes, now_ms, None)
+impl Body {
+    fn of(kind: EntryKind) -> Self {
+        match kind {
+            EntryKind::File => Self::File(OnceLock::new()),
+            EntryKind::Directory => Self::Directory(Box::default()),
+            EntryKind::Symlink => Self::Symlink(ArcSwapOption::empty()),
+            _ => Self::Other,
+        }
     }
+}
 
-    /// As [`Node::new`], with what an earlier life recorded of this version.
-    pub fn with_record(
+impl Node {
+    /// An inode that the source just showed.
+    pub fn new(
         ino: u64,
-        parent: u64,
-        path: RelPath,
-        attributes: Attributes,
+        place: Option<(&Arc<Node>, &OsStr)>,
+        attributes: &Attributes,
         now_ms: u64,
-        record: Option<EntryRecord>,
     ) -> Self {
-        let body = match attributes.kind {
-            EntryKind::File => {
-                let file = LazyFile::new(ino, path.clone(), attributes.clone());
-                Body::File(Arc::new(match record {
-                    Some(record) => file.recorded(record),
-                    None => file,
-                }))
-            }
-            EntryKind::Directory => Body::Directory(Directory::default()),
-            _ => Body::Other,
-        };
         Self {
             ino,
-            parent,
-            path,
-            body,
-            attributes: ArcSwap::from_pointee(attributes),
+            body: Body::of(attributes.kind),
+            parent: place.map(|(parent, _)| Arc::clone(parent)),
+            name: place.map_or(OsStr::new(""), |(_, name)| name).into(),
+            attributes: ArcSwap::from_pointee(Packed::new(attributes)),
             checked_ms: AtomicU64::new(now_ms),
-            names: AtomicU64::new(0),
-            revalidating: Flight::default(),
-            link_target: ArcSwapOption::empty(),
+            references: AtomicU64::new(0),
+            state: AtomicU8::new(CONFIRMED | UNRECORDED),
             xattrs: ArcSwapOption::empty(),
         }
     }
 
-    /// One more name means it.
-    pub(super) fn gain_name(&self) {
-        self.names.fetch_add(1, Ordering::AcqRel);
+    /// An inode as the catalog has it, not confirmed by the source yet. `None` if its attributes are not recorded.
+    pub(super) fn recalled(
+        place: Option<(&Arc<Node>, &OsStr)>,
+        record: NameRecord,
+    ) -> Option<Self> {
+        let packed = record.attributes?;
+        let body = match packed.kind() {
+            EntryKind::Symlink => Body::Symlink(ArcSwapOption::from_pointee(record.target)),
+            kind => Body::of(kind),
+        };
+        Some(Self {
+            ino: record.ino,
+            body,
+            parent: place.map(|(parent, _)| Arc::clone(parent)),
+            name: place.map_or(OsStr::new(""), |(_, name)| name).into(),
+            attributes: ArcSwap::from_pointee(packed),
+            checked_ms: AtomicU64::new(NEVER),
+            references: AtomicU64::new(0),
+            state: AtomicU8::new(EARLIER),
+            xattrs: ArcSwapOption::from_pointee(record.xattrs),
+        })
     }
 
-    /// One name less means it; whether that was the last.
-    pub(super) fn lose_name(&self) -> bool {
-        self.names.fetch_sub(1, Ordering::AcqRel) == 1
+    /// The catalog may have bytes of it.
+    #[must_use]
+    pub(super) fn of_an_earlier_life(self) -> Self {
+        self.state.fetch_or(EARLIER, Ordering::Relaxed);
+        self
+    }
+
+    /// The name under which it was first seen; empty for the root.
+    pub fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// Inode number of the directory in which it was first seen; the root is its own.
+    pub fn parent_ino(&self) -> u64 {
+        self.parent.as_ref().map_or(ROOT_INO, |parent| parent.ino)
+    }
+
+    /// Where it was first seen.
+    pub fn path(&self) -> RelPath {
+        let mut names = Vec::new();
+        let mut at = self;
+        while let Some(parent) = &at.parent {
+            names.push(&*at.name);
+            at = parent;
+        }
+        let below = |path: RelPath, name: &OsStr| path.child(name);
+        names
+            .into_iter()
+            .rev()
+            .try_fold(RelPath::root(), below)
+            .expect("invariant: names of nodes were checked")
     }
 
     /// The attributes as last seen.
-    pub fn attributes(&self) -> Arc<Attributes> {
+    pub fn attributes(&self) -> Attributes {
+        self.attributes.load().unpack()
+    }
+
+    pub(super) fn packed(&self) -> Arc<Packed> {
         self.attributes.load_full()
     }
 
     /// What it is.
     pub fn kind(&self) -> EntryKind {
-        self.attributes.load().kind
+        self.attributes.load().kind()
     }
 
-    /// Takes in what the source says of the same version now.
-    pub fn refresh(&self, attributes: Attributes, now_ms: u64) {
-        if let Body::File(file) = &self.body {
-            file.confirm(&attributes);
+    /// Takes in what the source says of the same version now; whether anything of it is news.
+    pub fn refresh(&self, attributes: &Attributes, now_ms: u64) -> bool {
+        if let Body::File(file) = &self.body
+            && let Some(file) = file.get()
+        {
+            file.confirm(attributes);
         }
-        if **self.attributes.load() != attributes {
-            self.attributes.store(Arc::new(attributes));
+        let packed = Packed::new(attributes);
+        let is_news = **self.attributes.load() != packed;
+        if is_news {
+            self.attributes.store(Arc::new(packed));
             self.xattrs.store(None);
+            self.state.fetch_or(UNRECORDED, Ordering::AcqRel);
         }
+        self.state.fetch_or(CONFIRMED, Ordering::Relaxed);
         self.touch(now_ms);
+        is_news
     }
 
-    /// It was just confirmed.
+    /// It was just looked at.
     pub fn touch(&self, now_ms: u64) {
         self.checked_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// When it was last confirmed, in ms since the engine's start.
+    /// When it was last looked at, in ms since the engine's start; [`NEVER`] if not in this life.
     pub fn checked_ms(&self) -> u64 {
         self.checked_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether the source confirmed it in this life.
+    pub fn is_confirmed(&self) -> bool {
+        self.has(CONFIRMED)
+    }
+
+    /// Whether the catalog lacks something that is known of it.
+    pub fn is_unrecorded(&self) -> bool {
+        self.has(UNRECORDED)
+    }
+
+    /// Something new is known of it; the catalog is told later.
+    pub(super) fn set_unrecorded(&self) {
+        self.state.fetch_or(UNRECORDED, Ordering::AcqRel);
+    }
+
+    /// What is known from now on is news again. Taken before what is recorded is read.
+    pub(super) fn begin_recording(&self) {
+        self.state.fetch_and(!UNRECORDED, Ordering::AcqRel);
+    }
+
+    fn has(&self, bit: u8) -> bool {
+        self.state.load(Ordering::Acquire) & bit != 0
     }
 
     /// Whether `attributes` describe this version: for a file its fingerprint, else its kind.
     pub fn is_same_version(&self, attributes: &Attributes) -> bool {
         let mine = self.attributes.load();
-        mine.kind == attributes.kind
-            && (mine.kind != EntryKind::File || mine.fingerprint == attributes.fingerprint)
+        mine.kind() == attributes.kind
+            && (mine.kind() != EntryKind::File
+                || mine.unpack().fingerprint == attributes.fingerprint)
             && !self.is_stale()
     }
 
     /// Whether the source has another version of this file now.
     pub fn is_stale(&self) -> bool {
-        matches!(&self.body, Body::File(file) if file.is_stale())
+        self.has(SUPERSEDED)
+            || matches!(&self.body, Body::File(file) if file.get().is_some_and(|file| file.is_stale()))
     }
 
-    /// The file.
+    /// Its name means another version from now on.
+    pub(super) fn supersede(&self) {
+        self.state.fetch_or(SUPERSEDED, Ordering::AcqRel);
+    }
+
+    /// The kernel learns of it once more; `false` if it is just leaving memory: then it has to be looked up anew.
+    pub fn refer(&self) -> bool {
+        let more = |now| (now != LEAVING).then(|| now + 1);
+        self.references.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    /// The kernel forgot `count` lookups; whether these were the last.
+    pub(super) fn unrefer(&self, count: u64) -> bool {
+        let less = |now: u64| (now != LEAVING).then(|| now.saturating_sub(count));
+        let before = self.references.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        before.is_ok_and(|before| before <= count)
+    }
+
+    /// From now on the kernel cannot learn of it, unless [`Node::stay`] is called; `false` if the kernel knows it.
+    pub(super) fn leave(&self) -> bool {
+        let left =
+            self.references.compare_exchange(0, LEAVING, Ordering::AcqRel, Ordering::Acquire);
+        left.is_ok()
+    }
+
+    pub(super) fn stay(&self) {
+        self.references.store(0, Ordering::Release);
+    }
+
+    /// The file, made now if nobody wanted its bytes before.
     ///
     /// # Errors
     /// `Invalid` if it is none.
     pub fn file(&self) -> Result<&Arc<LazyFile>> {
+        let Body::File(file) = &self.body else {
+            return Err(Error::new(Kind::Invalid, "use as a file").at(self.path().as_path()));
+        };
+        let file = file.get_or_init(|| {
+            let file = LazyFile::new(self.ino, self.path(), self.attributes());
+            Arc::new(if self.has(EARLIER) { file.of_an_earlier_life() } else { file })
+        });
+        if self.has(SUPERSEDED) {
+            file.mark_stale();
+        }
+        Ok(file)
+    }
+
+    /// The file if somebody wants its bytes.
+    pub fn file_in_use(&self) -> Option<&Arc<LazyFile>> {
         match &self.body {
-            Body::File(file) => Ok(file),
-            _ => Err(Error::new(Kind::Invalid, "use as a file").at(self.path.as_path())),
+            Body::File(file) => file.get(),
+            _ => None,
+        }
+    }
+
+    /// Its bytes are recorded under another of its names: they are published there.
+    pub(super) fn set_file_path(&self, path: &RelPath) {
+        if let Body::File(file) = &self.body {
+            let made = LazyFile::new(self.ino, path.clone(), self.attributes());
+            // Somebody who was quicker wants bytes that are not here yet.
+            drop(file.set(Arc::new(made.of_an_earlier_life())));
         }
     }
 
@@ -174,7 +317,7 @@ impl Node {
     pub fn directory(&self) -> Result<&Directory> {
         match &self.body {
             Body::Directory(directory) => Ok(directory),
-            _ => Err(Error::new(Kind::Invalid, "use as a directory").at(self.path.as_path())),
+            _ => Err(Error::new(Kind::Invalid, "use as a directory").at(self.path().as_path())),
         }
     }
 }
@@ -185,11 +328,16 @@ impl crate::engine::Engine {
     /// # Errors
     /// As [`crate::source::Source::readlink`]; `Timeout` at the deadline.
     pub async fn readlink(&self, node: &Node) -> Result<OsString> {
-        if let Some(target) = node.link_target.load_full() {
+        let Body::Symlink(known) = &node.body else {
+            return Err(Error::new(Kind::Invalid, "read link").at(node.path().as_path()));
+        };
+        if let Some(target) = known.load_full() {
             return Ok((*target).clone());
         }
-        let target = self.within_deadline("read link", self.source.readlink(&node.path)).await?;
-        node.link_target.store(Some(Arc::new(target.clone())));
+        let path = node.path();
+        let target = self.within_deadline("read link", self.source.readlink(&path)).await?;
+        known.store(Some(Arc::new(target.clone())));
+        self.record(node);
         Ok(target)
     }
 
@@ -206,9 +354,11 @@ impl crate::engine::Engine {
         if let Some(xattrs) = node.xattrs.load_full() {
             return Ok(xattrs);
         }
-        let xattrs = self.within_deadline("read xattrs", self.source.xattrs(&node.path)).await?;
-        let xattrs = Arc::new(xattrs);
+        let path = node.path();
+        let xattrs = self.within_deadline("read xattrs", self.source.xattrs(&path)).await?;
+        let xattrs = if xattrs.is_empty() { Arc::clone(&self.no_xattrs) } else { Arc::new(xattrs) };
         node.xattrs.store(Some(Arc::clone(&xattrs)));
+        self.record(node);
         Ok(xattrs)
     }
 }

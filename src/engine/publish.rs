@@ -2,58 +2,25 @@
 
 use std::sync::Arc;
 
+use crate::core::attributes::Checksum;
 use crate::core::flight::{Boarded, Landing};
 use crate::core::path::RelPath;
-use crate::core::permits::{Acquired, Permit, Permits};
+use crate::core::permits::Permit;
 use crate::core::phase::Phase;
-use crate::core::priority::Priority;
-use crate::core::table::Table;
+use crate::core::range::{ByteRange, block_count, block_range};
 use crate::engine::file::LazyFile;
+use crate::engine::publisher::Ready;
 use crate::engine::resume::is_ours;
-use crate::engine::stats::Proof;
 use crate::engine::{Engine, jitter, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
-use crate::store::publish::{Candidate, Vouched};
-use crate::store::verify::{compare_files, hash_backing};
-use crate::store::{BackingFile, FileHash, Identity, Metadata, Replace};
+use crate::store::publish::Published;
+use crate::store::verify::{compare_files, hash_backing, hash_with};
+use crate::store::{BackingFile, FileHash, Metadata, Replace};
+use crate::sync::Ordering;
 
-/// Files verified and renamed at once: more would only move the disk's head.
-const PUBLISH_AT_ONCE: usize = 4;
-
-/// Bounds how many files are published at once and knows which names are ours.
-#[derive(Debug)]
-pub struct Publisher {
-    permits: Arc<Permits>,
-    /// Final names that were published or adopted in this session, with their inode: a newer version may replace exactly that.
-    ours: Table<RelPath, Identity>,
-}
-
-impl Default for Publisher {
-    fn default() -> Self {
-        Self { permits: Permits::new(PUBLISH_AT_ONCE, 0), ours: Table::default() }
-    }
-}
-
-impl Publisher {
-    async fn permit(&self) -> Option<Permit> {
-        match self.permits.acquire(Priority::Hydration) {
-            Acquired::Now(permit) => Some(permit),
-            Acquired::Queued(mut ticket) => {
-                ticket.signal().await;
-                ticket.permit()
-            }
-        }
-    }
-
-    pub(crate) fn note_ours(&self, path: &RelPath, identity: Identity) {
-        self.ours.insert(path.clone(), identity);
-    }
-
-    pub(crate) fn forget_ours(&self, path: &RelPath) {
-        self.ours.remove(path);
-    }
-}
+/// Times that a file is fetched whose bytes are not those of the source's checksum.
+const FETCHES: u64 = 3;
 
 impl Engine {
     /// Publishes a file in a task of its own once every block is present. Exactly one caller starts it.
@@ -73,7 +40,7 @@ impl Engine {
     /// Waits until a complete file is published.
     ///
     /// # Errors
-    /// `Stale` or `Failed`'s cause in general words; the cause itself is in status and log.
+    /// Why it was not.
     pub(crate) async fn published(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
         loop {
             match file.phase.get() {
@@ -86,20 +53,21 @@ impl Engine {
                     }
                 }
                 phase => {
-                    return Err(Error::new(Kind::Io, "publish file")
-                        .at(file.path.as_path())
-                        .because(format!("it is {phase:?} now")));
+                    let verdict = self.publisher.verdicts.get(&file.ino);
+                    return Err(verdict.filter(|_| phase != Phase::Stale).unwrap_or_else(|| {
+                        Error::new(Kind::Io, "publish file")
+                            .at(file.path.as_path())
+                            .because(format!("it is {phase:?} now"))
+                    }));
                 }
             }
         }
     }
 
     async fn publish(self: Arc<Self>, file: Arc<LazyFile>, landing: Landing) {
-        // Waited for without a permit: many young files settle at the same time.
         let settled = self.settle(&file).await;
-        let permit = self.publisher.permit().await;
         let Some(held) = self.hold_complete(&file).await else {
-            drop((permit, landing));
+            drop(landing);
             return self.seal_if_complete(&file); // evicted, and complete again
         };
         let part = file.backing();
@@ -113,32 +81,56 @@ impl Engine {
                 self.let_superseded_go(&file, part).await;
             }
             Err(error) if error.kind() == Kind::Stale => self.found_stale(&file),
-            Err(error) if error.kind() == Kind::Corrupt => self.start_over(&file, &error),
             Err(error) => {
-                file.phase.advance(Phase::Failed);
-                self.stats.failed(&file.path, &error);
-                tracing::warn!(path = %file.path, kind = %error.kind(), %error, "not published");
+                self.publisher.verdicts.insert(file.ino, error.clone());
+                match self.is_worth_another_fetch(&file, &error) {
+                    true => self.start_over(&file, &error),
+                    false => self.give_up(&file, &error),
+                }
             }
         }
-        drop((held, permit, landing));
+        drop((held, landing));
     }
 
-    pub(crate) fn note_published(&self, file: &LazyFile, proof: Proof) {
+    pub(crate) fn note_published(&self, file: &LazyFile, proof: ProofClass) {
         if file.phase.advance(Phase::Published) {
             self.stats.count_proof(proof);
+            self.publisher.verdicts.remove(&file.ino);
             if !self.changes.is_refused(file.ino) {
-                self.stats.succeeded(&file.path);
+                self.stats.errors.succeeded(&file.path);
             }
             tracing::debug!(path = %file.path, ino = file.ino, size = file.size(), ?proof, "published");
         }
         file.hashes.clear();
     }
 
-    /// What is on disk is not what was received: nothing of it is trusted any more.
-    fn start_over(&self, file: &LazyFile, error: &Error) {
-        self.stats.remember(&file.path, error);
+    /// Whether the bytes that are here are of no use: the disk lost them, or they are not those that the source sums up. A source that
+    /// contradicts itself every time is not asked for ever.
+    fn is_worth_another_fetch(&self, file: &LazyFile, error: &Error) -> bool {
+        if file.backing().is_some_and(|part| part.is_broken()) {
+            return true;
+        }
+        error.kind() == Kind::Corrupt
+            && (error.is_of_destination()
+                || file.rejections.fetch_add(1, Ordering::Relaxed) + 1 < FETCHES)
+    }
+
+    fn give_up(&self, file: &LazyFile, error: &Error) {
+        file.phase.advance(Phase::Failed);
+        if error.kind() == Kind::NoSpace && error.is_of_destination() {
+            // No fault of the file: it is tried again when there is room.
+            self.room.ran_out(error);
+            self.stats.errors.remember(&file.path, error);
+        } else {
+            self.stats.errors.failed(&file.path, Some(file.ino), error);
+        }
+        tracing::warn!(path = %file.path, kind = %error.kind(), %error, "not published");
+    }
+
+    pub(crate) fn start_over(&self, file: &LazyFile, error: &Error) {
+        self.stats.errors.remember(&file.path, error);
         self.stats.bytes_wasted.add(file.size());
-        tracing::error!(path = %file.path, %error, "verification failed; fetching it again");
+        tracing::error!(path = %file.path, %error, "not published; fetched again");
         let part = file.backing();
         file.start_over();
         if let Some(part) = part {
@@ -171,48 +163,100 @@ impl Engine {
         }
     }
 
-    async fn try_publish(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<Proof> {
+    /// Compares blocks that nothing vouches for with the source: holes, and what an earlier life left without a hash.
+    async fn confirm_unhashed(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        backing: &Arc<BackingFile>,
+    ) -> Result<()> {
+        let unhashed = unhashed(file);
+        if unhashed.is_empty() {
+            return Ok(());
+        }
+        match self.first_difference_in(file, backing, &unhashed).await? {
+            None => Ok(()),
+            Some(offset) => Err(Error::new(Kind::Corrupt, "verify file")
+                .at(file.path.as_path())
+                .because(format!("byte {offset} on the destination's disk is not the source's"))),
+        }
+    }
+
+    async fn try_publish(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<ProofClass> {
         let backing = file.ensure_backing(&self.destination).await?;
+        let epoch = file.claims.epoch();
         if file.is_provisional() {
             self.confirm_provisional(file, &backing).await?;
+        } else {
+            self.confirm_unhashed(file, &backing).await?;
         }
         let metadata = self.source_metadata(file).await?;
-        let (checked, hashed) = (Arc::clone(file), Arc::clone(&backing));
-        let hash = on_disk("verify file", move || verify(&checked, &hashed))
-            .await
-            .map_err(Error::of_destination)?;
-        file.phase.advance(Phase::Verified);
-        let replace = self.may_replace(&file.path).await?;
-        let superseded = || Error::new(Kind::Stale, "publish file").at(file.path.as_path());
-        // Looked at after `replace`: what a newer version has published must not be replaced by this one.
-        if file.is_stale() {
-            return Err(superseded());
+        // Not before: many files wait for their source at the same time.
+        let permit = self.publisher.permit().await;
+        // The latest word of the source on this version.
+        let checksum = metadata.attributes.checksum.clone();
+        let checksum = checksum.or_else(|| file.attributes.checksum.clone());
+        let (engine, checked, hashed) = (Arc::clone(self), Arc::clone(file), Arc::clone(&backing));
+        let look = move || {
+            let verified = verify(&checked, &hashed, checksum.as_ref())?;
+            Ok((verified, engine.may_replace(&checked.path).map_err(Error::of_destination)?))
+        };
+        let ((hash, proof), replace) = on_disk("verify file", look).await?;
+        if file.claims.epoch() != epoch {
+            let error = Error::new(Kind::Corrupt, "verify file").at(file.path.as_path());
+            let why = "what was received was taken back meanwhile";
+            return Err(error.because(why).of_destination());
         }
-        let (destination, path) = (Arc::clone(&self.destination), file.path.clone());
-        let (part, version) = (Arc::clone(&backing), file.version());
-        let published = on_disk("publish file", move || {
-            let (version, proof) = (&version, ProofClass::Transfer);
-            destination.publish(Candidate {
-                file: &part,
-                path: &path,
-                metadata: &metadata,
-                replace,
-                vouched: Some(Vouched { version, hash: &hash, proof }),
-            })
-        })
-        .await
-        .map_err(Error::of_destination);
-        match published {
+        file.phase.advance(Phase::Verified);
+        let ready = Ready {
+            part: Arc::clone(&backing),
+            path: file.path.clone(),
+            metadata,
+            version: file.version(),
+            hash,
+            proof,
+        };
+        match self.place(file, &Arc::new(ready), replace, permit).await {
             Ok(published) => {
                 self.stats.metadata_lost.add(published.losses.len() as u64);
-                self.publisher.note_ours(&file.path, published.identity);
-                Ok(Proof::Transfer)
+                Ok(proof)
             }
-            Err(error) if error.kind() == Kind::Exists && file.is_stale() => {
-                Err(superseded().caused_by(error))
+            Err(error) if error.kind() == Kind::Exists => {
+                self.keep_equal(file, &backing, proof).await
             }
-            Err(error) if error.kind() == Kind::Exists => self.keep_equal(file, &backing).await,
             Err(error) => Err(error),
+        }
+    }
+
+    /// Gives a verified file its name. `Exists` says that something has it that is not ours.
+    async fn place(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        ready: &Arc<Ready>,
+        mut replace: Replace,
+        mut permit: Option<Permit>,
+    ) -> Result<Published> {
+        loop {
+            // Looked at after `replace`: what a newer version has published must not be replaced by this one.
+            let superseded = Error::new(Kind::Stale, "publish file").at(file.path.as_path());
+            if file.is_stale() {
+                return Err(superseded);
+            }
+            let placed = self.publisher.publish(ready, replace, permit.take()).await;
+            let error = match placed.map_err(Error::of_destination) {
+                Err(error) if error.kind() == Kind::Exists => error,
+                result => return result,
+            };
+            if file.is_stale() {
+                return Err(superseded.caused_by(error));
+            }
+            let (engine, named) = (Arc::clone(self), Arc::clone(file));
+            let look = move || engine.may_replace(&named.path);
+            let now = on_disk("look at former version", look).await?;
+            if now == replace {
+                return Err(error);
+            }
+            // An earlier version was published in between.
+            replace = now;
         }
     }
 
@@ -243,20 +287,15 @@ impl Engine {
         }
     }
 
-    /// What may go for a new version: what we published there, in this life or an earlier one, and what the user gave up.
-    async fn may_replace(&self, path: &RelPath) -> Result<Replace> {
-        let known = self.publisher.ours.get(path).or_else(|| self.candidates.to_overwrite(path));
+    /// What may go for a new version: what we published there, in this life or an earlier one, and what the user gave up. Blocking.
+    fn may_replace(&self, path: &RelPath) -> Result<Replace> {
+        let known = self.publisher.ours(path).or_else(|| self.candidates.to_overwrite(path));
         if let Some(identity) = known {
             return Ok(Replace::Only(identity));
         }
-        let (destination, path) = (Arc::clone(&self.destination), path.clone());
-        on_disk("look at former version", move || {
-            let former =
-                if is_ours(&destination, &path)? { destination.existing(&path)? } else { None };
-            Ok(former.map_or(Replace::Never, |former| Replace::Only(former.identity)))
-        })
-        .await
-        .map_err(Error::of_destination)
+        let destination = &self.destination;
+        let former = if is_ours(destination, path)? { destination.existing(path)? } else { None };
+        Ok(former.map_or(Replace::Never, |former| Replace::Only(former.identity)))
     }
 
     /// The final name is taken: kept if its bytes are ours, else a conflict.
@@ -264,7 +303,8 @@ impl Engine {
         self: &Arc<Self>,
         file: &LazyFile,
         part: &Arc<BackingFile>,
-    ) -> Result<Proof> {
+        proof: ProofClass,
+    ) -> Result<ProofClass> {
         let (destination, path) = (Arc::clone(&self.destination), file.path.clone());
         let part = Arc::clone(part);
         let existing = on_disk("compare with existing file", move || {
@@ -275,8 +315,8 @@ impl Engine {
             }
         })
         .await?;
-        self.adopt_backing(file, Arc::new(existing)).await?;
-        Ok(Proof::Transfer)
+        self.adopt_backing(file, Arc::new(existing), proof).await?;
+        Ok(proof)
     }
 }
 
@@ -288,15 +328,47 @@ pub(crate) fn conflict(path: &RelPath, offset: u64) -> Error {
         .hint("move it away, or start with --existing overwrite")
 }
 
-/// Reads the bytes again and compares them with what was received.
-fn verify(file: &LazyFile, backing: &BackingFile) -> Result<FileHash> {
-    let found = hash_backing(backing, file.size())?;
-    for (index, hash) in (0u64..).zip(&found.blocks) {
-        if file.hashes.get(index).is_some_and(|landed| landed != *hash) {
-            return Err(Error::new(Kind::Corrupt, "verify file").at(file.path.as_path()).because(
-                format!("block {index} on the destination's disk is not what was received"),
-            ));
+/// The blocks of which no hash is known, as ranges in rising order.
+fn unhashed(file: &LazyFile) -> Vec<ByteRange> {
+    let mut ranges: Vec<ByteRange> = Vec::new();
+    for index in (0..block_count(file.size())).filter(|index| file.hashes.get(*index).is_none()) {
+        let block = block_range(index, file.size());
+        match ranges.last_mut() {
+            Some(last) if last.end == block.start => last.end = block.end,
+            _ => ranges.push(block),
         }
     }
-    Ok(found)
+    ranges
+}
+
+/// Reads the bytes again and compares them with what was received, and with the source's own checksum.
+fn verify(
+    file: &LazyFile,
+    backing: &BackingFile,
+    checksum: Option<&Checksum>,
+) -> Result<(FileHash, ProofClass)> {
+    let (found, sum) = match checksum {
+        None => hash_backing(backing, file.size()).map(|hash| (hash, None)),
+        Some(like) => hash_with(backing, file.size(), like).map(|(hash, sum)| (hash, Some(sum))),
+    }
+    .map_err(Error::of_destination)?;
+    let corrupt =
+        |why| Error::new(Kind::Corrupt, "verify file").at(file.path.as_path()).because(why);
+    for (index, hash) in (0u64..).zip(&found.blocks) {
+        if file.hashes.get(index).is_some_and(|landed| landed != *hash) {
+            let why = format!("block {index} on the destination's disk is not what was received");
+            return Err(corrupt(why).of_destination());
+        }
+    }
+    let proof = match checksum.zip(sum) {
+        None => ProofClass::Transfer,
+        Some((theirs, ours)) if *theirs == ours => ProofClass::SourceChecksum,
+        Some((theirs, ours)) => return Err(corrupt(contradiction(theirs, &ours))),
+    };
+    Ok((found, proof))
+}
+
+/// Why bytes with the checksum `ours` are not those of the source.
+pub(crate) fn contradiction(theirs: &Checksum, ours: &Checksum) -> String {
+    format!("the source says its checksum is {theirs}; its bytes have {ours}")
 }

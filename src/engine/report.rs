@@ -8,7 +8,6 @@ use crate::core::in_flight::Noted;
 use crate::core::phase::Phase;
 use crate::engine::Engine;
 use crate::engine::file::LazyFile;
-use crate::engine::node::Body;
 use crate::engine::stats::Stats;
 
 /// What is known of the copy at one time.
@@ -47,17 +46,19 @@ impl Engine {
 
     /// Counts what is here, file by file.
     pub fn tally(&self) -> Tally {
+        let (published, published_bytes) = self.tree.let_go.counts();
         let mut tally = Tally {
+            files_published: published,
+            bytes_local: published_bytes,
             files: self.stats.files_known.get(),
             bytes: self.stats.bytes_known.get(),
             is_scanned: self.stats.scan_done.get() > 0,
             ..Tally::default()
         };
-        let gone: HashSet<u64> = self.changes.gone().iter().map(|node| node.ino).collect();
+        let deleted: HashSet<u64> = self.changes.deleted().into_iter().collect();
         for node in self.tree.nodes() {
-            let Body::File(file) = &node.body else { continue };
-            let is_published = file.phase.get() == Phase::Published;
-            if file.is_stale() || !is_published && gone.contains(&node.ino) {
+            let Some(file) = node.file_in_use().filter(|file| !file.is_stale()) else { continue };
+            if deleted.contains(&node.ino) {
                 continue;
             }
             tally.bytes_local += file.claims.local_bytes();
@@ -95,7 +96,7 @@ impl Engine {
     /// What an operation waits for.
     pub fn explain(&self, noted: Noted) -> Waiting {
         let node = self.node(noted.ino).ok();
-        let path = node.as_ref().map_or_else(String::new, |node| node.path.to_string());
+        let path = node.as_ref().map_or_else(String::new, |node| node.path().to_string());
         let chunks = node
             .as_ref()
             .and_then(|node| node.file().ok())

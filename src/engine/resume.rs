@@ -1,10 +1,9 @@
-//! Going on where an earlier life ended: what the catalog vouches for is used again, and what lands is recorded each second.
+//! Going on where an earlier life ended: what the catalog vouches for is used again, and what lands is recorded each second, or each 256 MiB.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::claims::Unrecorded;
 use crate::core::flight::Boarded;
 use crate::core::path::RelPath;
@@ -12,35 +11,38 @@ use crate::core::phase::Phase;
 use crate::core::range::{BLOCK_SIZE, ByteRange, block_count};
 use crate::core::run_set::RunSet;
 use crate::engine::file::LazyFile;
-use crate::engine::node::{Body, Node};
-use crate::engine::stats::Proof;
+use crate::engine::node::Node;
 use crate::engine::{Engine, on_disk};
-use crate::error::Result;
-use crate::store::catalog::{EntryPhase, EntryRecord, ProofClass, Version};
+use crate::error::{Error, Kind, Result};
+use crate::store::catalog::{EntryPhase, EntryRecord, ErrorNote, ProofClass, Version};
 use crate::store::checkpoint::Checkpoint;
 use crate::store::recovery::Standing;
 use crate::store::verify::BlockHash;
 use crate::store::{BackingFile, Destination};
+use crate::sync::Ordering;
 
 /// Numbers reserved for one life: more than it can use.
 const NUMBERS: u64 = 1 << 32;
 
-/// First chunk number and first inode number of this life. Neither was ever used before.
-#[derive(Debug, Clone, Copy)]
-pub struct Numbers {
-    /// For chunks.
+/// What a life begins with.
+#[derive(Debug)]
+pub struct Beginning {
+    /// First chunk number. None from here on was ever used.
     pub first_chunk: u64,
-    /// For inodes.
+    /// First inode number. None from here on was ever used.
     pub first_ino: u64,
+    /// What went wrong in earlier lives and is not made good, oldest first.
+    pub errors: Vec<ErrorNote>,
 }
 
 /// Begins or goes on with the copy of `source`. Blocking.
 ///
 /// # Errors
 /// `Exists` if the destination holds a copy of another source; what the catalog says.
-pub fn begin(destination: &Destination, source: &str) -> Result<Numbers> {
+pub fn begin(destination: &Destination, source: &str) -> Result<Beginning> {
     let catalog = destination.catalog();
     catalog.ensure_job(source, SystemTime::now())?;
+    catalog.record_durability(destination.options().durability)?;
     let recovery = destination.recovery();
     for path in &recovery.conflicts {
         tracing::warn!(%path, "somebody took this name while it was published; left alone");
@@ -52,16 +54,17 @@ pub fn begin(destination: &Destination, source: &str) -> Result<Numbers> {
         swept = recovery.swept_parts,
         "recovered"
     );
-    Ok(Numbers {
+    Ok(Beginning {
         first_chunk: catalog.reserve_chunk_ids(NUMBERS)?.start,
         first_ino: catalog.reserve_inos(NUMBERS)?.start,
+        errors: catalog.errors()?,
     })
 }
 
-/// Whether what lies at `path` is a file that we published and nobody touched since. Blocking.
+/// Whether what lies at `path` is a file that we published, of this version or an earlier one, and nobody touched since. Blocking.
 pub(crate) fn is_ours(destination: &Destination, path: &RelPath) -> Result<bool> {
     let Some(record) = destination.catalog().entry(path)? else { return Ok(false) };
-    Ok(destination.standing(&record)? == Standing::Same)
+    destination.has_placed(&record)
 }
 
 /// What is taken out of a file for one checkpoint.
@@ -74,32 +77,31 @@ struct Snapshot {
 }
 
 impl Engine {
-    /// What an earlier life recorded of a regular file that still has the same version.
-    pub(super) fn recorded(&self, path: &RelPath, attributes: &Attributes) -> Option<EntryRecord> {
-        if attributes.kind != EntryKind::File {
-            return None;
-        }
+    /// What is recorded at a path, whatever version of it.
+    pub(super) fn entry_at(&self, path: &RelPath) -> Option<EntryRecord> {
         let found = self.destination.catalog().entry(path);
-        let found = found.inspect_err(|error| tracing::warn!(%path, %error, "record unreadable"));
-        let record = found.ok().flatten()?;
-        (record.version.fingerprint == attributes.fingerprint).then_some(record)
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%path, %error, "record unreadable");
+            None
+        })
     }
 
     /// Uses again what an earlier life left of a file. Done once, before its first byte is asked for.
     pub(crate) async fn restore(self: &Arc<Self>, file: &Arc<LazyFile>) {
-        while file.has_record() {
+        while file.needs_restoring() {
             match file.restoring.board() {
                 Boarded::Join(signal) => signal.await,
                 Boarded::Lead(landing) => {
-                    let Some(record) = file.record() else { return };
+                    if !file.needs_restoring() {
+                        return;
+                    }
                     let unevicted = self.cache.hold_kept(file.ino).await;
                     let (engine, restored) = (Arc::clone(self), Arc::clone(file));
-                    let work =
-                        on_disk("go on with file", move || engine.restore_now(&restored, &record));
+                    let work = on_disk("go on with file", move || engine.restore_now(&restored));
                     if let Err(error) = work.await {
                         tracing::warn!(path = %file.path, %error, "fetched anew");
                     }
-                    file.forget_record();
+                    file.set_restored();
                     drop((unevicted, landing));
                     self.seal_if_complete(file);
                 }
@@ -107,18 +109,35 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::restore`] for a node that may be anything.
-    pub(crate) async fn restore_node(self: &Arc<Self>, node: &Node) {
-        if let Body::File(file) = &node.body {
-            self.restore(file).await;
-        }
+    /// Uses again what an earlier life left of a file that is about to be opened.
+    ///
+    /// # Errors
+    /// `Timeout` if the destination's disk hangs.
+    pub async fn prepare_open(self: &Arc<Self>, node: &Node) -> Result<()> {
+        let (engine, file) = (Arc::clone(self), Arc::clone(node.file()?));
+        // It goes on when nobody waits any more: half of it would be begun twice.
+        let work = self.runtime.spawn(async move { engine.restore(&file).await });
+        let ended =
+            async { work.await.map_err(|died| Error::new(Kind::Io, "open").caused_by(died)) };
+        self.within_deadline("open", ended).await
     }
 
-    fn restore_now(&self, file: &Arc<LazyFile>, record: &EntryRecord) -> Result<()> {
-        let (destination, path) = (&self.destination, &record.path);
-        if file.backing().is_some() {
+    /// Whether bytes of a file have to be looked for in the catalog before it is opened.
+    pub fn needs_restoring(&self, node: &Node) -> bool {
+        node.file().is_ok_and(|file| file.needs_restoring())
+    }
+
+    fn restore_now(&self, file: &Arc<LazyFile>) -> Result<()> {
+        let was_here = self.tree.let_go.take_back(file.ino);
+        let destination = &self.destination;
+        if file.backing().is_some() || file.is_stale() {
             return Ok(()); // begun anew already: two files never hold the bytes of one
         }
+        let Some(record) = destination.catalog().entry_of_ino(file.ino)? else { return Ok(()) };
+        if record.version.fingerprint != *file.fingerprint() || record.path != file.path {
+            return Ok(());
+        }
+        let (record, path) = (&record, &record.path);
         match record.phase {
             EntryPhase::Published(_) => {
                 if destination.standing(record)? != Standing::Same {
@@ -129,7 +148,10 @@ impl Engine {
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
-                self.note_published(file, proof_of(record));
+                if !was_here {
+                    self.stats.metadata_lost.add(record.losses.len() as u64);
+                }
+                self.note_published(file, record.proof.unwrap_or(ProofClass::Transfer));
                 self.cache.took_over(file);
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed
@@ -183,6 +205,8 @@ impl Engine {
     /// Records, durably, the blocks that landed since the last call.
     async fn checkpoint(self: &Arc<Self>) {
         self.note_uses().await;
+        self.save_errors().await;
+        self.landed.store(0, Ordering::Relaxed);
         let mut snapshots = Vec::new();
         for ino in self.dirty.keys() {
             if let Some(file) = self.dirty.remove(&ino)
@@ -194,6 +218,7 @@ impl Engine {
         if snapshots.is_empty() {
             return;
         }
+        self.stats.checkpoints.increment();
         let destination = Arc::clone(&self.destination);
         let recorded = on_disk("checkpoint", move || {
             let results = destination.checkpoint_many(&checkpoints(&snapshots));
@@ -215,6 +240,11 @@ impl Engine {
     /// The blocks are taken first, then the file that holds them: both belong to one epoch, or nothing is recorded.
     fn snapshot(&self, file: Arc<LazyFile>) -> Option<Snapshot> {
         if file.is_stale() || file.phase.get() == Phase::Published {
+            return None;
+        }
+        // Of a small file on its way to its name a checkpoint would say nothing that publishing does not say in a moment.
+        let is_leaving = matches!(file.phase.get(), Phase::Sealed | Phase::Verified);
+        if is_leaving && file.size() <= BLOCK_SIZE {
             return None;
         }
         if !file.is_settled() || file.is_provisional() {
@@ -269,13 +299,18 @@ impl Engine {
         });
     }
 
-    /// A chunk of `file` landed: the next checkpoint looks at it.
-    pub(crate) fn note_landed(&self, file: &Arc<LazyFile>) {
+    /// `bytes` of `file` landed: the next checkpoint looks at it, and begins now if that is much.
+    pub(crate) fn note_landed(self: &Arc<Self>, file: &Arc<LazyFile>, bytes: u64) {
         self.dirty.insert(file.ino, Arc::clone(file));
+        let before = self.landed.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) >= self.settings.checkpoint_bytes {
+            self.checkpoint_in_background();
+        }
     }
 
     /// The last checkpoint of this life.
     pub async fn save(self: &Arc<Self>) {
+        self.until_recorded().await;
         self.checkpoint().await;
         let destination = Arc::clone(&self.destination);
         if let Err(error) = on_disk("save catalog", move || destination.catalog().flush()).await {
@@ -297,22 +332,9 @@ fn checkpoints(snapshots: &[Snapshot]) -> Vec<Checkpoint<'_>> {
         .collect()
 }
 
-pub(super) fn proof_of(record: &EntryRecord) -> Proof {
-    match record.proof {
-        Some(ProofClass::SourceChecksum) => Proof::SourceChecksum,
-        Some(ProofClass::AdoptedUnverified) => Proof::AdoptedUnverified,
-        Some(ProofClass::Transfer) | None => Proof::Transfer,
-    }
-}
-
 impl LazyFile {
     /// The version that the catalog records: only settled ones are.
     pub(crate) fn version(&self) -> Version {
         Version { ino: self.ino, fingerprint: self.fingerprint().clone(), is_settled: true }
-    }
-
-    /// Whether an earlier life left something that is not used yet.
-    pub(crate) fn has_record(&self) -> bool {
-        self.record().is_some()
     }
 }

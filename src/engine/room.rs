@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::store::Space;
 use crate::sync::{AtomicBool, Ordering};
 
@@ -16,12 +17,14 @@ pub struct Room {
     reserve: Option<u64>,
     /// Relaxed: a reader that sees it a moment late writes one block more, or one less.
     short: AtomicBool,
+    /// A write found no room, and none has succeeded since: what statvfs says does not count, as no quota shows there. Relaxed too.
+    refused: AtomicBool,
 }
 
 impl Room {
     /// Nothing is known yet; room is taken to be there.
     pub fn new(reserve: Option<u64>) -> Self {
-        Self { reserve, short: AtomicBool::new(false) }
+        Self { reserve, short: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 
     /// Bytes that would have to go until room is not short any more.
@@ -36,7 +39,8 @@ impl Room {
     /// Takes in what the file system says.
     pub fn update(&self, space: &Space) {
         let reserve = self.reserve(space);
-        let short = space.free_bytes < reserve || space.free_inodes == 0;
+        let is_full = space.free_bytes < reserve || space.is_used_up();
+        let short = is_full || self.is_refused();
         if self.short.swap(short, Ordering::Relaxed) != short {
             let free = space.free_bytes;
             match short {
@@ -46,9 +50,22 @@ impl Room {
         }
     }
 
-    /// A write found no room.
-    pub fn ran_out(&self) {
-        self.short.store(true, Ordering::Relaxed);
+    /// A write found no room, for the reason that `error` tells.
+    pub fn ran_out(&self, error: &Error) {
+        self.refused.store(true, Ordering::Relaxed);
+        if !self.short.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "no room at the destination: paused");
+        }
+    }
+
+    /// Whether a write has to succeed before there is room again.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// A write found room again.
+    pub(crate) fn accepted(&self) {
+        self.refused.store(false, Ordering::Relaxed);
     }
 
     /// Whether nothing more is to be kept now.
@@ -78,7 +95,27 @@ mod tests {
         assert!(room.is_short());
         room.update(&space(5 * GIB));
         assert!(!room.is_short());
-        room.ran_out();
+    }
+
+    // Quotas do not show in statvfs.
+    #[test]
+    fn what_a_write_found_out_stays_until_a_write_succeeds() {
+        let room = Room::new(None);
+        room.ran_out(&Error::new(crate::error::Kind::NoSpace, "write"));
+        room.update(&space(50 * GIB));
+        assert!(room.is_short() && room.is_refused());
+        room.accepted();
+        room.update(&space(50 * GIB));
+        assert!(!room.is_short());
+    }
+
+    // btrfs counts no inodes: it says 0 of 0.
+    #[test]
+    fn a_file_system_without_a_limit_of_inodes_has_room() {
+        let room = Room::new(None);
+        room.update(&Space { total_inodes: 0, free_inodes: 0, ..space(50 * GIB) });
+        assert!(!room.is_short());
+        room.update(&Space { free_inodes: 0, ..space(50 * GIB) });
         assert!(room.is_short());
     }
 

@@ -51,8 +51,8 @@ pub struct EngineSettings {
     pub on_change: OnChange,
     /// Files that are hydrated at once.
     pub hydrate_files: usize,
-    /// Files that are verified and published at once.
-    pub publish_files: usize,
+    /// A checkpoint begins when so many bytes have landed since the last, whoever else asks for one.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for EngineSettings {
@@ -68,7 +68,7 @@ impl Default for EngineSettings {
             existing: ExistingPolicy::Adopt,
             on_change: OnChange::Follow,
             hydrate_files: 64,
-            publish_files: 4,
+            checkpoint_bytes: 256 << 20,
         }
     }
 }

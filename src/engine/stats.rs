@@ -1,16 +1,9 @@
 //! What the engine counts. Each number is counted where it is caused, once.
 
-use std::collections::VecDeque;
-use std::time::SystemTime;
-
-use crate::core::path::RelPath;
 use crate::core::progress::Rate;
-use crate::core::table::Table;
-use crate::error::{Error, Kind};
+use crate::engine::errors::Errors;
+use crate::store::catalog::ProofClass;
 use crate::sync::{AtomicU64, Ordering};
-
-/// Errors kept for status.
-const KEPT_ERRORS: u64 = 64;
 
 /// A number that only grows (or follows a level with [`Counter::sub`]). Relaxed: for people.
 #[derive(Debug, Default)]
@@ -32,21 +25,15 @@ impl Counter {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
+    /// Follows a level that somebody else counts.
+    pub fn set(&self, level: u64) {
+        self.0.store(level, Ordering::Relaxed);
+    }
+
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// How a published file was proven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
-    /// The source's own checksum fits the bytes on disk.
-    SourceChecksum,
-    /// The bytes on disk are those that were received, and the source did not change meanwhile.
-    Transfer,
-    /// Size and time fit; the bytes were not read.
-    AdoptedUnverified,
 }
 
 /// All counters.
@@ -62,10 +49,10 @@ pub struct Stats {
     pub proof_transfer: Counter,
     /// As above.
     pub proof_adopted_unverified: Counter,
+    /// Groups of small files that were published together.
+    pub groups_published: Counter,
     /// Files that changed at the source.
     pub files_changed: Counter,
-    /// Published files that were deleted at the source; the copy is kept.
-    pub files_deleted: Counter,
     /// Entries that were listed and gone when they were to be copied.
     pub entries_vanished: Counter,
     /// Pieces of metadata that the destination cannot hold.
@@ -100,77 +87,33 @@ pub struct Stats {
     pub wake_ups: Counter,
     /// Smoothed rate of `bytes_fetched`.
     pub rate: Rate,
-    /// Entries that failed until they are tried again.
-    failed: Table<RelPath, ()>,
-    errors_seen: Counter,
-    errors: Table<u64, ErrorNote>,
-}
-
-/// One remembered error.
-#[derive(Debug, Clone)]
-pub struct ErrorNote {
-    /// What it was about.
-    pub path: RelPath,
-    /// Its kind.
-    pub kind: Kind,
-    /// Its message.
-    pub message: String,
-    /// When.
-    pub at: SystemTime,
+    /// Checkpoints that recorded something.
+    pub checkpoints: Counter,
+    /// What went wrong.
+    pub errors: Errors,
 }
 
 impl Stats {
-    /// Remembers an error for status; the oldest is forgotten.
-    pub fn remember(&self, path: &RelPath, error: &Error) {
-        let number = self.errors_seen.get();
-        self.errors_seen.increment();
-        let note = ErrorNote {
-            path: path.clone(),
-            kind: error.kind(),
-            message: error.to_string(),
-            at: SystemTime::now(),
-        };
-        self.errors.insert(number % KEPT_ERRORS, note);
-    }
-
-    /// An entry could not be copied: counted once however often it fails, until [`Stats::succeeded`].
-    pub fn failed(&self, path: &RelPath, error: &Error) {
-        self.failed.insert(path.clone(), ());
-        self.remember(path, error);
-    }
-
-    /// An entry was copied after all.
-    pub fn succeeded(&self, path: &RelPath) {
-        self.failed.remove(path);
-    }
-
     /// Entries that could not be copied so far.
     pub fn entries_failed(&self) -> u64 {
-        self.failed.len() as u64
-    }
-
-    /// The remembered errors, oldest first.
-    pub fn errors(&self) -> Vec<ErrorNote> {
-        let mut notes: VecDeque<ErrorNote> = self.errors.values().into();
-        notes.make_contiguous().sort_by_key(|note| note.at);
-        notes.into()
+        self.errors.entries_failed()
     }
 
     /// Counts a published file.
-    pub fn count_proof(&self, proof: Proof) {
+    pub fn count_proof(&self, proof: ProofClass) {
         self.proof(proof).increment();
     }
 
     /// A published file was evicted.
-    pub fn uncount_proof(&self, proof: Proof) {
+    pub fn uncount_proof(&self, proof: ProofClass) {
         self.proof(proof).sub(1);
     }
 
-    fn proof(&self, proof: Proof) -> &Counter {
+    fn proof(&self, proof: ProofClass) -> &Counter {
         match proof {
-            Proof::SourceChecksum => &self.proof_source_checksum,
-            Proof::Transfer => &self.proof_transfer,
-            Proof::AdoptedUnverified => &self.proof_adopted_unverified,
+            ProofClass::SourceChecksum => &self.proof_source_checksum,
+            ProofClass::Transfer => &self.proof_transfer,
+            ProofClass::AdoptedUnverified => &self.proof_adopted_unverified,
         }
     }
 

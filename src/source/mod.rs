@@ -6,6 +6,7 @@
 
 pub mod http;
 pub mod local;
+pub mod reconnecting;
 
 use std::ffi::OsString;
 use std::time::Duration;

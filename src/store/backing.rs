@@ -71,7 +71,7 @@ impl Destination {
         let disk = &self.disk;
         let id = disk.ids.next();
         let name = disk.part_name(id);
-        let failed = |op, errno| Error::io(op, errno).at(disk.root.shown_as());
+        let failed = |op, errno| disk.root.own_error(op, errno);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd =
             create_beneath(disk.state.parts(), name.as_bytes(), flags, Mode::from_raw_mode(0o600))
@@ -361,7 +361,7 @@ impl BackingFile {
 
     pub(super) fn error(&self, op: &'static str, errno: Errno) -> Error {
         let path = match &**self.place.load() {
-            Place::Part(_) => return Error::io(op, errno).at(self.disk.root.shown_as()),
+            Place::Part(_) => return self.disk.root.own_error(op, errno),
             Place::Moving { path, .. } | Place::Published(path) => path.clone(),
         };
         self.disk.root.error(op, &path, errno)

@@ -1,13 +1,14 @@
 //! DIR: opened once, locked, held by a descriptor, and everything else in this folder reached through it.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use crate::core::attributes::EntryKind;
 use crate::core::budget::Budget;
 use crate::core::ids::Ids;
 use crate::core::path::RelPath;
@@ -15,11 +16,13 @@ use crate::core::pool::LruPool;
 use crate::error::{Error, Kind, Result};
 
 use super::backing::Descriptor;
-use super::catalog::Catalog;
+use super::catalog::{CATALOG_NAME, Catalog};
+use super::elsewhere::POINTER_NAME;
 use super::metadata::{self, Metadata, MetadataLoss, Target};
 use super::probe::{self, Abilities};
+use super::receipt::HasReceipt;
 use super::recovery::Recovery;
-use super::root::{Root, UNFINISHED_DIRECTORY, sync_directory};
+use super::root::{Root, UNFINISHED_DIRECTORY, open_beneath, stat_entry, sync_directory};
 use super::state::StateDirectory;
 
 /// Private state of a destination.
@@ -29,7 +32,17 @@ pub const MARKER_NAME: &str = "LAZYCOPY-INCOMPLETE.txt";
 /// Names in DIR that belong to us: no entry of a source can be published under them.
 pub const RESERVED_NAMES: [&str; 2] = [STATE_NAME, MARKER_NAME];
 
-const MARKER_FIRST_LINE: &str = "This copy is not complete.";
+pub(super) const MARKER_FIRST_LINE: &str = "This copy is not complete.";
+
+/// How surely a file is on the disk when it is called verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Durability {
+    /// Read back through the page cache, and synced before it has its name.
+    #[default]
+    Normal,
+    /// Synced first, dropped from the page cache, and read back from the disk; each file by itself.
+    Paranoid,
+}
 
 /// What the user decided about a destination.
 #[derive(Debug, Clone)]
@@ -40,8 +53,12 @@ pub struct DestinationOptions {
     pub preserve_privileged: bool,
     /// Whether metadata that cannot be kept is an error.
     pub strict_metadata: bool,
+    /// How surely files are on the disk.
+    pub durability: Durability,
     /// Taken off the modes that are made up where a source has none: files 0666, directories 0777.
     pub umask: u32,
+    /// Where catalog and hash trees lie; `None` = where they did, at first in DIR itself. It is made if its parent exists.
+    pub state_dir: Option<PathBuf>,
     /// Most descriptors of backing files that stay open; `None` = a quarter of the soft RLIMIT_NOFILE.
     pub descriptors: Option<usize>,
     /// Most bytes that parts and published files may take; `None` = no limit, and nothing is counted.
@@ -54,7 +71,9 @@ impl Default for DestinationOptions {
             conceal: false,
             preserve_privileged: false,
             strict_metadata: false,
+            durability: Durability::Normal,
             umask: 0o022,
+            state_dir: None,
             descriptors: None,
             keep: None,
         }
@@ -81,6 +100,7 @@ pub(super) struct Disk {
     pub(super) ids: Ids,
     /// What files may take, if that is limited.
     pub(super) budget: Option<Arc<Budget>>,
+    pub(super) receipt: HasReceipt,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
 }
@@ -97,7 +117,7 @@ impl Destination {
         let (root, is_new) = open_root(root)?;
         let own = rustix::fs::fstat(root.fd())
             .map_err(|errno| root.error("stat destination", &RelPath::root(), errno))?;
-        let state = StateDirectory::open(&root)?;
+        let state = StateDirectory::open(&root, options.state_dir.as_deref())?;
         let abilities = probe::probe(state.parts())?;
         abilities.require(root.shown_as())?;
         if is_new || options.conceal {
@@ -108,18 +128,52 @@ impl Destination {
         let descriptors = LruPool::new(options.descriptors.unwrap_or_else(default_descriptors));
         let salt = probe::random();
         let ids = Ids::default();
-        let shown_as = root.shown_as().join(STATE_NAME);
-        let catalog = Catalog::open(state.fd(), state.trees(), &shown_as)?;
+        let (own, shown_as) = state.catalog(&root);
+        let catalog = Catalog::open(own, state.trees(), &shown_as)?;
         let unit = rustix::fs::fstatvfs(root.fd())
             .map_err(|errno| root.error("stat destination", &RelPath::root(), errno))?
             .f_frsize;
         let budget = options.keep.map(|cap| Budget::new(cap, unit));
-        let disk =
-            Disk { root, catalog, state, abilities, options, descriptors, ids, budget, salt };
+        let receipt = HasReceipt::default();
+        let disk = Disk {
+            root,
+            catalog,
+            state,
+            abilities,
+            options,
+            descriptors,
+            ids,
+            budget,
+            receipt,
+            salt,
+        };
+        disk.look_for_receipt();
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };
         let recovery = opened.recover()?;
         tracing::info!(path = %opened.shown_as().display(), ?recovery, "destination opened");
         Ok(Self { recovery: Arc::new(recovery), ..opened })
+    }
+
+    /// As [`Destination::open`] for a DIR that is a destination already; nothing is made in any other.
+    ///
+    /// # Errors
+    /// `NotFound` if it is none.
+    pub fn open_known(root: &Path, options: DestinationOptions) -> Result<Self> {
+        if !Self::is_known(root) {
+            return Err(Error::new(Kind::NotFound, "open destination")
+                .at(root)
+                .because("no copy of lazycopy's is recorded here")
+                .hint("name the DIR that was given as --dest"));
+        }
+        Self::open(root, options)
+    }
+
+    /// Whether a copy was begun in the directory `root` before.
+    pub fn is_known(root: &Path) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(directory) = rustix::fs::open(root, flags, Mode::empty()) else { return false };
+        open_beneath(directory.as_fd(), STATE_NAME.as_bytes(), flags)
+            .is_ok_and(|state| has_catalog(state.as_fd()))
     }
 
     /// What the destination's file system can do.
@@ -152,7 +206,7 @@ impl Destination {
         self.recovery.swept_parts
     }
 
-    /// Puts the marker into DIR: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
+    /// Puts the marker into DIR and takes a receipt away: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
     ///
     /// # Errors
     /// `Exists` if something that is not our marker has its name; else as a write.
@@ -169,6 +223,7 @@ impl Destination {
         };
         let text =
             format!("{MARKER_FIRST_LINE}\n\nSource: {source}\nTo go on: {go_on}\n\n{meaning}\n");
+        self.remove_receipt()?;
         self.disk.state.write_marker(&self.disk.root, MARKER_FIRST_LINE, &text)
     }
 
@@ -205,6 +260,7 @@ impl Destination {
         let losses = metadata::apply(disk, &Target::Open(directory.as_fd()), path, metadata)?;
         sync_directory(directory.as_fd())
             .map_err(|errno| disk.root.error("sync directory", path, errno))?;
+        disk.catalog.note_other(path, EntryKind::Directory, None, Some(&losses))?;
         Ok(losses)
     }
 
@@ -273,6 +329,13 @@ impl Disk {
     pub(super) fn part_name(&self, id: u64) -> String {
         format!("{:016x}-{id}", self.salt)
     }
+}
+
+/// Whether a private directory holds a catalog, or says where it is.
+fn has_catalog(state: BorrowedFd<'_>) -> bool {
+    [CATALOG_NAME, POINTER_NAME]
+        .iter()
+        .any(|name| matches!(stat_entry(state, name.as_ref()), Ok(Some(_))))
 }
 
 fn default_descriptors() -> usize {

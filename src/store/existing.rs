@@ -91,26 +91,34 @@ impl Destination {
             .map_err(|errno| disk.root.error("read symlink", path, errno))
     }
 
+    /// What lies in the directory `path` of DIR, our own names left out. Nothing if there is no such directory.
+    ///
+    /// # Errors
+    /// `Denied`; `Io`.
+    pub fn list_existing(&self, path: &RelPath) -> Result<Vec<(OsString, Existing)>> {
+        let disk = &self.disk;
+        let failed = |errno| disk.root.error("list directory", path, errno);
+        let directory = match disk.root.open(path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => return Ok(Vec::new()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let mut listed = list(&directory).map_err(failed)?;
+        let is_ours = |name: &OsString| RESERVED_NAMES.iter().any(|reserved| name == *reserved);
+        listed.retain(|(name, _)| !(path.is_root() && is_ours(name)));
+        Ok(listed)
+    }
+
     /// Shows every entry of DIR except our own, a directory before what it holds. Symlinks and other mounts are shown, never entered.
     /// Entries that come or go meanwhile may be missed.
     ///
     /// # Errors
     /// `Denied` for a directory that cannot be read; `Io`.
     pub fn walk_existing(&self, mut show: impl FnMut(RelPath, Existing)) -> Result<()> {
-        let disk = &self.disk;
         let mut pending = vec![RelPath::root()];
         while let Some(at) = pending.pop() {
-            let failed = |errno| disk.root.error("list directory", &at, errno);
-            let listed = match disk.root.open(&at, OFlags::RDONLY | OFlags::DIRECTORY) {
-                Ok(directory) => list(&directory).map_err(failed)?,
-                // Gone or changed since it was seen, or another file system.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => continue,
-                Err(errno) => return Err(failed(errno)),
-            };
-            for (name, existing) in listed {
-                if at.is_root() && RESERVED_NAMES.iter().any(|reserved| name == *reserved) {
-                    continue;
-                }
+            // A directory that is gone or changed since it was seen, or another file system, shows nothing.
+            for (name, existing) in self.list_existing(&at)? {
                 let path = at.child(&name)?;
                 if existing.kind == EntryKind::Directory {
                     pending.push(path.clone());

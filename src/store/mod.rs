@@ -9,9 +9,12 @@
 //! | [`metadata`], [`publish`], [`special`] | owner, xattrs, times, mode; and the rename into place |
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
+//! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
 //! | [`evict`] | what goes again from a cache of limited size |
 //! | [`existing`] | what lies in DIR already |
-//! | [`space`], [`verify`] | free space; hashes of what is on disk |
+//! | [`receipt`] | what a complete copy can show |
+//! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
+//! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
@@ -19,13 +22,19 @@
 pub mod backing;
 pub mod catalog;
 pub mod checkpoint;
+pub mod checksum;
 pub mod destination;
+mod elsewhere;
 pub mod evict;
 pub mod existing;
+pub mod forget;
+pub mod mend;
 pub mod metadata;
 mod place;
 pub mod probe;
+pub mod proof;
 pub mod publish;
+pub mod receipt;
 pub mod recovery;
 mod root;
 pub mod space;
@@ -36,7 +45,9 @@ pub mod verify;
 pub use backing::BackingFile;
 pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;
-pub use destination::{Destination, DestinationOptions, MARKER_NAME, RESERVED_NAMES, STATE_NAME};
+pub use destination::{
+    Destination, DestinationOptions, Durability, MARKER_NAME, RESERVED_NAMES, STATE_NAME,
+};
 pub use evict::{Kept, KeptAs, Leaving, LeavingFrom};
 pub use existing::Existing;
 pub use metadata::{Metadata, MetadataLoss};

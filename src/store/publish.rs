@@ -2,12 +2,14 @@
 //!
 //! Whether the bytes are right was decided before (see [`super::verify`]); nothing here looks at them.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::core::attributes::{Checksum, EntryKind};
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 
@@ -18,6 +20,9 @@ use super::metadata::{self, Metadata, MetadataLoss, Target};
 use super::recovery::placed_of;
 use super::root::sync_directory;
 use super::{BackingFile, Destination, FileHash, Identity};
+
+/// Directories of one group that are synced one by one.
+const PARENTS_MAX: usize = 8;
 
 /// What may happen to something that has the final name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +103,8 @@ impl Destination {
         settled.pop().unwrap_or_else(|| Err(Error::new(Kind::Io, "publish file")))
     }
 
-    /// As [`Destination::publish_file`] for many small files with two syncs of the whole file system in place of two for each file.
+    /// As [`Destination::publish`] for many small files, with one sync of the whole file system and one of each directory in place of
+    /// two for each file. Only where that sync [answers for each file](super::probe::Abilities::group_sync).
     /// Answers in the order of `group`; one that fails does not hinder the others, but if a sync fails none is published.
     ///
     /// A group holds two descriptors for each file, so it should be some dozens long.
@@ -112,16 +118,22 @@ impl Destination {
         let synced = prepared.into_iter().map(|stage| stage?.then(check)).collect();
         let placed: Vec<_> =
             intend(disk, synced).into_iter().map(|stage| stage?.then(Publication::place)).collect();
-        let is_synced = rustix::fs::syncfs(disk.root.fd());
+        let is_synced = sync_parents(disk, &placed);
         let confirm = |publication: &Publication<'_>| publication.after_directory_sync(is_synced);
         settle(disk, placed.into_iter().map(|stage| stage?.then(confirm)).collect())
     }
 
-    /// Records a file of DIR that was adopted: its bytes are those of the version, durably.
+    /// Records a file of DIR that was adopted: its bytes are those of the version, durably. `noted` is what of its metadata was lost, and
+    /// the source's checksum.
     ///
     /// # Errors
     /// `Stale` if a later version of this path is recorded; as a durable write of the catalog.
-    pub fn record_adopted(&self, file: &BackingFile, vouched: Vouched<'_>) -> Result<()> {
+    pub fn record_adopted(
+        &self,
+        file: &BackingFile,
+        vouched: Vouched<'_>,
+        noted: (Vec<MetadataLoss>, Option<Checksum>),
+    ) -> Result<()> {
         let disk = &self.disk;
         let path = file.published_path().ok_or_else(|| file.error("record file", Errno::INVAL))?;
         let descriptor = file.descriptor()?;
@@ -132,7 +144,8 @@ impl Destination {
             disk.catalog.sync_hash_names().map_err(failed)?;
         }
         let phase = EntryPhase::Published(placed_of(&stat));
-        let record = EntryRecord { is_adopted: true, ..record_of(&path, &vouched, phase, None) };
+        let record = EntryRecord { is_adopted: true, ..record_of(&path, &vouched, phase, noted) };
+        disk.will_change(std::slice::from_ref(&record))?;
         match disk.catalog.record_intents(&[record])?.as_slice() {
             [true] => Ok(()),
             _ => Err(superseded(&path)),
@@ -171,7 +184,9 @@ impl Destination {
                 _ => error,
             }
         })?;
-        sync_directory(to.as_fd()).map_err(|errno| disk.root.error("sync directory of", new, errno))
+        sync_directory(to.as_fd())
+            .map_err(|errno| disk.root.error("sync directory of", new, errno))?;
+        disk.catalog.note_other(new, EntryKind::File, Some(existing), Some(&[]))
     }
 }
 
@@ -239,14 +254,19 @@ impl<'a> Publication<'a> {
 
     /// What the catalog shall know before the rename.
     fn intent(&self) -> Result<Option<EntryRecord>> {
-        let Candidate { file, path, vouched, .. } = self.candidate;
+        let Candidate { file, path, metadata, vouched, .. } = self.candidate;
         let Some(vouched) = vouched else { return Ok(None) };
         let descriptor = file.descriptor()?;
         let stat = rustix::fs::fstat(&*descriptor)
             .map_err(|errno| self.disk.root.error("stat part of", path, errno))?;
         let placed = placed_of(&stat);
-        let part = Part { name: self.part.clone(), inode: placed.inode };
-        Ok(Some(record_of(path, &vouched, EntryPhase::Verified(placed), Some(part))))
+        let part = Some(Part { name: self.part.clone(), inode: placed.inode });
+        let checksum = metadata.attributes.checksum.clone();
+        let noted = (self.losses.clone(), checksum);
+        Ok(Some(EntryRecord {
+            part,
+            ..record_of(path, &vouched, EntryPhase::Verified(placed), noted)
+        }))
     }
 
     fn end_intent(&self, end: IntentEnd) -> Option<(&'a RelPath, u64, IntentEnd)> {
@@ -310,7 +330,7 @@ fn intend<'a>(disk: &Disk, stages: Vec<Result<Publication<'a>>>) -> Vec<Result<P
         stages.iter().flatten().filter_map(|(_, intent)| intent.clone()).collect();
     let recorded = match intents.as_slice() {
         [] => Ok(Vec::new()),
-        intents => disk.catalog.record_intents(intents),
+        intents => disk.will_change(intents).and_then(|()| disk.catalog.record_intents(intents)),
     };
     let mut counts = recorded.as_deref().unwrap_or_default().iter();
     let mut take_part = |(mut publication, intent): (Publication<'a>, Option<EntryRecord>)| {
@@ -326,6 +346,18 @@ fn intend<'a>(disk: &Disk, stages: Vec<Result<Publication<'a>>>) -> Vec<Result<P
         Ok(publication)
     };
     stages.into_iter().map(|stage| stage.and_then(&mut take_part)).collect()
+}
+
+/// Makes the new names durable: few directories one by one, which leaves alone what else is dirty, many by a sync of everything.
+fn sync_parents(disk: &Disk, placed: &[Result<Publication<'_>>]) -> Result<(), Errno> {
+    let mut parents = HashMap::new();
+    for publication in placed.iter().flatten() {
+        parents.entry(publication.candidate.path.parent()).or_insert(&publication.parent);
+    }
+    if parents.len() > PARENTS_MAX {
+        return rustix::fs::syncfs(disk.root.fd());
+    }
+    parents.values().try_for_each(|parent| sync_directory(parent.as_fd()))
 }
 
 /// Everything has its final name: says so, to the catalog in one commit.
@@ -358,11 +390,11 @@ fn record_of(
     path: &RelPath,
     vouched: &Vouched<'_>,
     phase: EntryPhase,
-    part: Option<Part>,
+    (losses, checksum): (Vec<MetadataLoss>, Option<Checksum>),
 ) -> EntryRecord {
     let absent = EntryRecord::absent(path.clone(), vouched.version.clone());
     let digest = Some(vouched.hash.root);
-    EntryRecord { phase, part, digest, proof: Some(vouched.proof), ..absent }
+    EntryRecord { phase, digest, proof: Some(vouched.proof), losses, checksum, ..absent }
 }
 
 fn superseded(path: &RelPath) -> Error {

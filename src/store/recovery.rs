@@ -11,7 +11,7 @@ use crate::core::path::RelPath;
 use crate::error::Result;
 
 use super::Destination;
-use super::catalog::{EntryPhase, EntryRecord, Placed, emptied, published};
+use super::catalog::{EntryPhase, EntryRecord, Placed, emptied, published, unmended};
 use super::metadata::modified_of;
 use super::root::sync_directory;
 use super::state::sweep;
@@ -29,8 +29,6 @@ pub struct Recovery {
     pub conflicts: Vec<RelPath>,
     /// Files of `parts/` that nobody vouches for, removed.
     pub swept_parts: u64,
-    /// Hash trees of nobody, removed.
-    pub swept_trees: u64,
 }
 
 /// Whether a published file is still what we put there.
@@ -62,6 +60,8 @@ pub(super) enum Verdict {
     Keep,
     /// The rename had been done; its directory has to be synced before this is recorded.
     Published(EntryRecord),
+    /// A mend had not been done: the file is published as before, its part is of no use.
+    Unmended(EntryRecord),
     /// Its part is whole, the rename had not been done.
     Sealed(EntryRecord, Taken),
     /// No part.
@@ -87,6 +87,9 @@ pub(super) fn judge(record: &EntryRecord, has_part: bool, at_name: Final) -> Ver
     // Looked at first: link and unlink leave both names for a moment.
     if at_name == Final::File(intent) {
         return Verdict::Published(published(record.clone(), intent));
+    }
+    if record.is_mend {
+        return Verdict::Unmended(unmended(record.clone()));
     }
     let is_free = match at_name {
         Final::Nothing => true,
@@ -116,12 +119,13 @@ impl Destination {
                 None => false,
             };
             let verdict = judge(&record, has_part, self.final_of(&record.path)?);
-            if has_part && !matches!(verdict, Verdict::Published(_)) {
+            if has_part && !matches!(verdict, Verdict::Published(_) | Verdict::Unmended(_)) {
                 recovery.resumed += 1;
                 kept.extend(record.part.iter().map(|part| part.name.clone()));
             }
             match verdict {
                 Verdict::Keep => {}
+                Verdict::Unmended(record) => changed.push(record),
                 Verdict::Published(record) => {
                     let parent = disk.root.parent_of(&record.path)?;
                     sync_directory(parent.as_fd()).map_err(failed)?;
@@ -143,8 +147,16 @@ impl Destination {
         recovery.swept_parts =
             sweep(disk.state.parts(), |name| name.to_str().is_some_and(|name| kept.contains(name)))
                 .map_err(|errno| disk.root.error("sweep parts of", &RelPath::root(), errno))?;
-        recovery.swept_trees = disk.catalog.sweep_trees()?;
         Ok(recovery)
+    }
+
+    /// Removes hash trees that belong to no entry and that nobody has written since this destination was opened; how many. It takes as
+    /// long as there are trees, and may run beside everything else.
+    ///
+    /// # Errors
+    /// `Io`; `Corrupt`.
+    pub fn sweep_trees(&self) -> Result<u64> {
+        self.disk.catalog.sweep_trees()
     }
 
     /// Whether what `record` says of its published file still holds. One stat.
@@ -158,6 +170,15 @@ impl Destination {
             Final::File(file) if file == placed => Standing::Same,
             Final::File(_) | Final::Other => Standing::Changed,
         })
+    }
+
+    /// Whether the final name of `record` holds what we last put there, of whatever version. One stat.
+    ///
+    /// # Errors
+    /// `Io`; `Denied`.
+    pub fn has_placed(&self, record: &EntryRecord) -> Result<bool> {
+        let Some(placed) = record.placed() else { return Ok(false) };
+        Ok(self.final_of(&record.path)? == Final::File(placed))
     }
 
     /// Shows every published entry whose file is no longer what we put there. One stat for each file.
@@ -265,7 +286,7 @@ mod tests {
                         assert!(!has_part && at_name == before && *taken == Taken::No);
                         assert_eq!((record.phase, record.former), (EntryPhase::Absent, former));
                     }
-                    Verdict::Keep => panic!("{has_part} {at_name:?}"),
+                    Verdict::Keep | Verdict::Unmended(_) => panic!("{has_part} {at_name:?}"),
                 }
                 // A second crash: with the verdict recorded nothing is decided anew, without it the same again.
                 assert_eq!(judge(&intent(former), has_part, at_name), verdict);
@@ -273,6 +294,25 @@ mod tests {
                     assert_eq!(judge(&record, has_part, at_name), Verdict::Keep);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_mend_cut_anywhere_leaves_the_new_file_or_the_record_of_the_old_one() {
+        let mend = EntryRecord { is_mend: true, ..intent(Some(placed(5))) };
+        for (has_part, at_name, now) in [
+            (true, Final::File(placed(5)), placed(5)),
+            (true, Final::Nothing, placed(5)),
+            (false, Final::File(placed(7)), placed(7)),
+            (true, Final::File(placed(7)), placed(7)),
+            (true, Final::Other, placed(5)),
+        ] {
+            let verdict = judge(&mend, has_part, at_name);
+            let (Verdict::Published(record) | Verdict::Unmended(record)) = verdict else {
+                panic!("{has_part} {at_name:?}: {verdict:?}");
+            };
+            assert_eq!(record.phase, EntryPhase::Published(now));
+            assert!(record.part.is_none() && record.former.is_none() && !record.is_mend);
         }
     }
 
@@ -336,9 +376,9 @@ mod tests {
             lost: 1,
             conflicts: vec![path("d")],
             swept_parts: 1,
-            swept_trees: 1,
         };
         assert_eq!(recovery, expected);
+        assert_eq!(destination.sweep_trees().unwrap(), 1);
         let entry = |name| destination.catalog().entry(&path(name)).unwrap().unwrap();
         for name in ["a", "d"] {
             assert_eq!(entry(name).phase, EntryPhase::Sealed);

@@ -53,12 +53,19 @@ impl Root {
             Errno::LOOP => error.kinded(Kind::Exists).because(
                 "a symbolic link stands in the way; links in the destination are never followed",
             ),
+            Errno::DQUOT => used_up_quota(error),
             Errno::XDEV => error
                 .kinded(Kind::NotSupported)
                 .because("another file system is mounted inside the destination")
                 .hint("unmount it, or choose another destination"),
             _ => error,
         }
+    }
+
+    /// An error about the destination's own files.
+    pub(super) fn own_error(&self, op: &'static str, errno: Errno) -> Error {
+        let error = Error::io(op, errno).at(&self.shown_as);
+        if errno == Errno::DQUOT { used_up_quota(error) } else { error }
     }
 
     /// Opens the directory `path`, for fsync and as the base of further calls.
@@ -155,6 +162,16 @@ impl Root {
         }
         error
     }
+}
+
+/// Which of the quotas that a new file counts against it was, no error number tells.
+fn used_up_quota(error: Error) -> Error {
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    error
+        .because(format!(
+            "the disk quota of user {user}, of group {group}, or of the project or subvolume that it lies in is used up"
+        ))
+        .hint("remove what counts against it, or have it raised; the copy then goes on by itself")
 }
 
 /// One `openat2` that neither leaves `base` nor follows a symlink nor enters another mount.

@@ -3,9 +3,13 @@
 use rustix::io::retry_on_intr;
 
 use crate::core::path::RelPath;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 
 use super::Destination;
+
+/// What has to find room before more is kept: a few writes' worth, so that going on is no matter of one block.
+const TRIED_BYTES: u64 = 4 << 20;
+const TRIED_STEP: usize = 1 << 20;
 
 /// Room on the destination's file system, as `statvfs` tells it to this user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +26,16 @@ pub struct Space {
     pub name_max: u64,
 }
 
+impl Space {
+    /// Whether nothing more can be made here, however small.
+    pub fn is_used_up(&self) -> bool {
+        self.free_bytes == 0 || (self.total_inodes > 0 && self.free_inodes == 0)
+    }
+}
+
 impl Destination {
-    /// The room now. Quotas are not in it: they show as `NoSpace` of a write.
+    /// The room now. Quotas of users and groups are not in it: they show as `NoSpace` of a write, and [`Destination::try_room`] finds out
+    /// when they are over.
     ///
     /// # Errors
     /// `Io` if the file system does not answer.
@@ -38,5 +50,23 @@ impl Destination {
             free_inodes: stat.f_favail,
             name_max: stat.f_namemax,
         })
+    }
+
+    /// Whether a part of a few MiB could be made and written now. It is removed again.
+    ///
+    /// # Errors
+    /// What is no lack of room.
+    pub fn try_room(&self) -> Result<bool> {
+        let tried = self.create_part(TRIED_BYTES).and_then(|part| {
+            let zeros = vec![0; TRIED_STEP];
+            (0..TRIED_BYTES).step_by(TRIED_STEP).try_for_each(|at| part.write_at(at, &zeros))?;
+            // Where room is taken when it is written, not when it is asked for.
+            part.sync()
+        });
+        match tried {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == Kind::NoSpace => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }

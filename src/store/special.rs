@@ -65,6 +65,22 @@ impl Destination {
         })
     }
 
+    /// Records an entry without bytes that lay in DIR before us: the source has the same.
+    ///
+    /// # Errors
+    /// As a write of the catalog.
+    pub fn note_existing(&self, path: &RelPath, kind: EntryKind) -> Result<()> {
+        self.disk.catalog.note_other(path, kind, None, None)
+    }
+
+    /// Records that `name` is one more name of the published file `first`, or equal to it.
+    ///
+    /// # Errors
+    /// As a write of the catalog.
+    pub fn note_existing_link(&self, first: &RelPath, name: &RelPath) -> Result<()> {
+        self.disk.catalog.note_other(name, EntryKind::File, Some(first), None)
+    }
+
     fn publish_made(
         &self,
         path: &RelPath,
@@ -84,11 +100,11 @@ impl Destination {
             }
             Err(errno) => return Err(disk.root.error("make", path, errno)),
         }
-        let published = finish(disk, &part, parent.as_fd(), path, metadata, replace);
-        if published.is_err() {
-            remove_part(disk, &part);
-        }
-        published.map(Some)
+        let published = finish(disk, &part, parent.as_fd(), path, metadata, replace)
+            .inspect_err(|_| remove_part(disk, &part))?;
+        let kind = metadata.attributes.kind;
+        disk.catalog.note_other(path, kind, None, Some(&published.losses))?;
+        Ok(Some(published))
     }
 }
 

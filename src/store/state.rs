@@ -1,8 +1,10 @@
-//! The private directory `DIR/.lazycopy/`: lock, parts, hash trees, and what must be remembered about DIR itself.
+//! The private directory `DIR/.lazycopy/`: lock, parts, and what must be remembered about DIR itself. Catalog and hash trees lie there
+//! too, or in a state directory [`super::elsewhere`].
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -11,41 +13,54 @@ use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 
 use super::destination::STATE_NAME;
+use super::elsewhere::Elsewhere;
 use super::root::{
     Root, UNFINISHED_DIRECTORY, create_beneath, forget_inherited_acls, is_entry, open_beneath,
     sync_directory,
 };
 use super::{Identity, destination::MARKER_NAME};
 
-const LOCK_NAME: &str = "lock";
-const PARTS_NAME: &str = "parts";
-const TREES_NAME: &str = "trees";
+pub(super) const LOCK_NAME: &str = "lock";
+pub(super) const PARTS_NAME: &str = "parts";
+pub(super) const TREES_NAME: &str = "trees";
 /// Holds the mode that DIR had before it was concealed, in octal.
-const OWN_MODE_NAME: &str = "root-mode";
+pub(super) const OWN_MODE_NAME: &str = "root-mode";
 /// A state file that is being written.
-const DRAFT_NAME: &str = "draft";
+pub(super) const DRAFT_NAME: &str = "draft";
+/// The longest small file.
+const SMALL_BYTES: usize = 8192;
 
 /// The open state directory. The lock is held as long as this lives.
 #[derive(Debug)]
 pub(super) struct StateDirectory {
     fd: OwnedFd,
     parts: OwnedFd,
+    /// Where the catalog is; `None` = here.
+    elsewhere: Option<Elsewhere>,
     trees: OwnedFd,
     device: u64,
     _lock: OwnedFd,
 }
 
 impl StateDirectory {
-    /// Makes or enters the directory and takes the lock.
-    pub(super) fn open(root: &Root) -> Result<Self> {
-        let fd = private_directory(root, root.fd(), STATE_NAME, STATE_NAME)?;
+    /// Makes or enters the directory and takes the lock. `asked` is the state directory that the user named.
+    pub(super) fn open(root: &Root, asked: Option<&Path>) -> Result<Self> {
+        let shown = |name: &str| root.shown_as().join(STATE_NAME).join(name);
+        let own = root.shown_as().join(STATE_NAME);
+        let fd = private_directory(root.fd(), STATE_NAME, &own)?;
         let lock = take_lock(root, fd.as_fd())?;
-        let parts = private_directory(root, fd.as_fd(), PARTS_NAME, ".lazycopy/parts")?;
-        let trees = private_directory(root, fd.as_fd(), TREES_NAME, ".lazycopy/trees")?;
+        let parts = private_directory(fd.as_fd(), PARTS_NAME, &shown(PARTS_NAME))?;
+        let elsewhere = Elsewhere::find(root, fd.as_fd(), asked)?;
+        let trees = match &elsewhere {
+            Some(state) => {
+                private_directory(state.fd(), TREES_NAME, &state.path().join(TREES_NAME))?
+            }
+            None => private_directory(fd.as_fd(), TREES_NAME, &shown(TREES_NAME))?,
+        };
         let device = rustix::fs::fstat(&parts)
             .map_err(|errno| at_state(root, "stat parts of", errno))?
             .st_dev;
-        Ok(Self { fd, parts, trees, device, _lock: lock })
+        Ok(Self { fd, parts, elsewhere, trees, device, _lock: lock })
     }
 
     /// The directory of unpublished parts.
@@ -56,6 +71,14 @@ impl StateDirectory {
     /// The private directory itself.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The directory of the catalog, and its path for messages.
+    pub(super) fn catalog(&self, root: &Root) -> (BorrowedFd<'_>, PathBuf) {
+        match &self.elsewhere {
+            Some(state) => (state.fd(), state.path().to_owned()),
+            None => (self.fd(), root.shown_as().join(STATE_NAME)),
+        }
     }
 
     /// The directory of block hashes.
@@ -74,15 +97,13 @@ impl StateDirectory {
             return Ok(());
         }
         let text = format!("{mode:04o}\n");
-        self.write_file(self.fd.as_fd(), OWN_MODE_NAME, text.as_bytes())
+        write_file(self.fd(), self.fd(), OWN_MODE_NAME, text.as_bytes())
             .map_err(|errno| at_state(root, "remember mode of", errno))
     }
 
     /// DIR's mode before it was concealed, if it was.
     pub(super) fn own_mode(&self, root: &Root) -> Result<Option<u32>> {
-        let text = read_small(self.fd.as_fd(), OWN_MODE_NAME)
-            .map_err(|errno| at_state(root, "read remembered mode of", errno))?;
-        Ok(text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()))
+        own_mode(self.fd()).map_err(|errno| at_state(root, "read remembered mode of", errno))
     }
 
     /// Forgets the remembered mode: DIR shows its final one.
@@ -105,7 +126,7 @@ impl StateDirectory {
                 .because("something else has this name")
                 .hint("move it away, or choose another destination"));
         }
-        self.write_file(root.fd(), MARKER_NAME, text.as_bytes())
+        write_file(self.fd(), root.fd(), MARKER_NAME, text.as_bytes())
             .map_err(|errno| at_state(root, "write marker in", errno))
     }
 
@@ -113,26 +134,27 @@ impl StateDirectory {
     pub(super) fn remove_marker(&self, root: &Root) -> Result<()> {
         remove(root.fd(), MARKER_NAME).map_err(|errno| at_state(root, "remove marker in", errno))
     }
+}
 
-    /// Writes a whole file so that a crash leaves the former one or this one.
-    fn write_file(
-        &self,
-        directory: BorrowedFd<'_>,
-        name: &str,
-        content: &[u8],
-    ) -> Result<(), Errno> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
-        let draft = create_beneath(
-            self.fd.as_fd(),
-            DRAFT_NAME.as_bytes(),
-            flags,
-            Mode::from_raw_mode(0o644),
-        )?;
-        write_all(draft.as_fd(), content)?;
-        rustix::fs::fsync(&draft)?;
-        rustix::fs::renameat(&self.fd, DRAFT_NAME, directory, name)?;
-        sync_directory(directory)
-    }
+/// Writes a whole file so that a crash leaves the former one or this one. `state`, on the same file system, holds it meanwhile.
+pub(super) fn write_file(
+    state: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+    let draft = create_beneath(state, DRAFT_NAME.as_bytes(), flags, Mode::from_raw_mode(0o644))?;
+    write_all(draft.as_fd(), content)?;
+    rustix::fs::fsync(&draft)?;
+    rustix::fs::renameat(state, DRAFT_NAME, directory, name)?;
+    sync_directory(directory)
+}
+
+/// DIR's mode before it was concealed, if it was.
+pub(super) fn own_mode(state: BorrowedFd<'_>) -> Result<Option<u32>, Errno> {
+    let text = read_small(state, OWN_MODE_NAME)?;
+    Ok(text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()))
 }
 
 fn at_state(root: &Root, op: &'static str, errno: Errno) -> Error {
@@ -140,27 +162,21 @@ fn at_state(root: &Root, op: &'static str, errno: Errno) -> Error {
 }
 
 /// Makes or enters a directory that nobody else can look into.
-fn private_directory(
-    root: &Root,
-    parent: BorrowedFd<'_>,
-    name: &str,
-    shown: &str,
-) -> Result<OwnedFd> {
-    let shown = root.shown_as().join(shown);
+fn private_directory(parent: BorrowedFd<'_>, name: &str, shown: &Path) -> Result<OwnedFd> {
     let mode = Mode::from_raw_mode(UNFINISHED_DIRECTORY);
     match rustix::fs::mkdirat(parent, name, mode) {
         Ok(()) => sync_directory(parent)
-            .map_err(|errno| Error::io("sync destination", errno).at(root.shown_as()))?,
+            .map_err(|errno| Error::io("sync directory of", errno).at(shown))?,
         Err(Errno::EXIST) => {}
         Err(errno) => {
             return Err(Error::io("write to destination", errno)
-                .at(root.shown_as())
+                .at(shown.parent().unwrap_or(shown))
                 .hint("choose a directory that you can write to"));
         }
     }
     let open = OFlags::RDONLY | OFlags::DIRECTORY;
     let fd = open_beneath(parent, name.as_bytes(), open).map_err(|errno| {
-        let error = Error::io("open private directory", errno).at(&shown);
+        let error = Error::io("open private directory", errno).at(shown);
         match errno {
             Errno::LOOP | Errno::NOTDIR | Errno::XDEV => error
                 .kinded(Kind::Denied)
@@ -169,22 +185,28 @@ fn private_directory(
             _ => error,
         }
     })?;
-    let stat = rustix::fs::fstat(&fd)
-        .map_err(|errno| Error::io("stat private directory", errno).at(&shown))?;
-    if stat.st_uid != rustix::process::geteuid().as_raw() {
-        return Err(Error::new(Kind::Denied, "open private directory")
-            .at(&shown)
-            .because(format!("it belongs to user {}", stat.st_uid))
-            .hint("run as that user, or remove it"));
-    }
-    rustix::fs::fchmod(&fd, mode)
-        .map_err(|errno| Error::io("protect private directory", errno).at(&shown))?;
-    forget_inherited_acls(fd.as_fd());
+    protect(fd.as_fd(), shown)?;
     Ok(fd)
 }
 
+/// Makes sure that a directory is ours and that nobody else can look into it.
+pub(super) fn protect(fd: BorrowedFd<'_>, shown: &Path) -> Result<()> {
+    let stat = rustix::fs::fstat(fd)
+        .map_err(|errno| Error::io("stat private directory", errno).at(shown))?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(Error::new(Kind::Denied, "open private directory")
+            .at(shown)
+            .because(format!("it belongs to user {}", stat.st_uid))
+            .hint("run as that user, or remove it"));
+    }
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(UNFINISHED_DIRECTORY))
+        .map_err(|errno| Error::io("protect private directory", errno).at(shown))?;
+    forget_inherited_acls(fd);
+    Ok(())
+}
+
 /// Takes the destination's lock and writes our process id into it.
-fn take_lock(root: &Root, state: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub(super) fn take_lock(root: &Root, state: BorrowedFd<'_>) -> Result<OwnedFd> {
     let failed = |errno| Error::io("take the lock of destination", errno).at(root.shown_as());
     loop {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
@@ -238,7 +260,7 @@ pub(super) fn sweep(parts: BorrowedFd<'_>, is_kept: impl Fn(&OsStr) -> bool) -> 
 }
 
 /// Removes `name` durably; it may be absent.
-fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+pub(super) fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) => sync_directory(directory),
         Err(Errno::NOENT) => Ok(()),
@@ -246,8 +268,14 @@ fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     }
 }
 
-/// The first 4 KiB of a regular file as text; `None` if it does not exist.
-fn read_small(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>, Errno> {
+/// A small regular file as text; `None` if it does not exist.
+pub(super) fn read_small(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>, Errno> {
+    let bytes = read_bytes(directory, name)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The first [`SMALL_BYTES`] of a regular file; `None` if it does not exist.
+pub(super) fn read_bytes(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = match open_beneath(directory, name.as_bytes(), flags) {
         Ok(fd) => fd,
@@ -257,9 +285,10 @@ fn read_small(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>, E
     if !FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode).is_file() {
         return Err(Errno::EXIST);
     }
-    let mut content = [0; 4096];
-    let len = rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut content, 0))?;
-    Ok(Some(String::from_utf8_lossy(&content[..len]).into_owned()))
+    let mut content = vec![0; SMALL_BYTES];
+    let len = rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut content[..], 0))?;
+    content.truncate(len);
+    Ok(Some(content))
 }
 
 /// Writes all of `content` at the descriptor's position.

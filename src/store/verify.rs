@@ -9,24 +9,26 @@ use blake3::Hasher;
 use blake3::hazmat::{
     HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
-use rustix::fs::SeekFrom;
+use rustix::fs::{Advice, SeekFrom};
 use rustix::io::Errno;
 
+use crate::core::attributes::Checksum;
 use crate::core::range::{BLOCK_SIZE, ByteRange, block_count, block_range};
 use crate::error::{Error, Kind, Result};
 
-use super::BackingFile;
 use super::backing::read_full;
+use super::checksum::Summer;
+use super::{BackingFile, Durability};
 
 /// The chaining value of one block at its place in the file; of a file of one block, its root.
 pub type BlockHash = [u8; 32];
 
-const BLOCK_BYTES: usize = 128 * 1024;
+pub(super) const BLOCK_BYTES: usize = 128 * 1024;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK_SIZE);
 /// What is read at once: 1 MiB.
 const BATCH_BYTES: u64 = 8 * BLOCK_SIZE;
 
-static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+pub(super) static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 /// Hashes one block while its bytes land, in order.
 #[derive(Debug, Clone)]
@@ -96,14 +98,7 @@ impl FileHash {
         if u64::try_from(blocks.len()).ok()? != block_count(size) {
             return None;
         }
-        let root = match blocks.as_slice() {
-            [] => *blake3::hash(&[]).as_bytes(),
-            [only] => *only,
-            all => {
-                let (left, right) = split(all, size)?;
-                *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
-            }
-        };
+        let root = root_of(&blocks, BLOCK_SIZE, size)?;
         Some(Self { blocks, root })
     }
 
@@ -113,19 +108,35 @@ impl FileHash {
     }
 }
 
-/// Chaining values of the two subtrees of `len` bytes: the left one is the largest power of two that leaves something to the right.
-fn split(blocks: &[BlockHash], len: u64) -> Option<(BlockHash, BlockHash)> {
-    let left_len = left_subtree_len(len);
-    let (left, right) = blocks.split_at(usize::try_from(left_len / BLOCK_SIZE).ok()?);
-    Some((subtree(left, left_len)?, subtree(right, len - left_len)?))
+/// The BLAKE3 hash of `size` bytes out of the chaining values of all their pieces of `piece` bytes, a power of two of at least 1 KiB.
+/// Of a single piece its value is the root itself. `None` if their number is not the size's.
+pub(super) fn root_of(pieces: &[BlockHash], piece: u64, size: u64) -> Option<[u8; 32]> {
+    if u64::try_from(pieces.len()).ok()? != size.div_ceil(piece) {
+        return None;
+    }
+    Some(match pieces {
+        [] => *blake3::hash(&[]).as_bytes(),
+        [only] => *only,
+        all => {
+            let (left, right) = split(all, piece, size)?;
+            *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
+        }
+    })
 }
 
-/// Recursion is as deep as the tree: at most 46 for 2^63 bytes.
-fn subtree(blocks: &[BlockHash], len: u64) -> Option<BlockHash> {
-    if let [only] = blocks {
+/// Chaining values of the two subtrees of `len` bytes: the left one is the largest power of two that leaves something to the right.
+fn split(pieces: &[BlockHash], piece: u64, len: u64) -> Option<(BlockHash, BlockHash)> {
+    let left_len = left_subtree_len(len);
+    let (left, right) = pieces.split_at(usize::try_from(left_len / piece).ok()?);
+    Some((subtree(left, piece, left_len)?, subtree(right, piece, len - left_len)?))
+}
+
+/// The chaining value of `len` bytes, a whole subtree but not all of a file. Recursion is as deep as the tree: at most 46 for 2^63 bytes.
+pub(super) fn subtree(pieces: &[BlockHash], piece: u64, len: u64) -> Option<BlockHash> {
+    if let [only] = pieces {
         return Some(*only);
     }
-    let (left, right) = split(blocks, len)?;
+    let (left, right) = split(pieces, piece, len)?;
     Some(merge_subtrees_non_root(&left, &right, Mode::Hash))
 }
 
@@ -157,16 +168,41 @@ pub fn first_nonzero(file: &BackingFile, range: ByteRange) -> Result<Option<u64>
 /// Reads all bytes back and hashes them. Holes are hashed without being read. Takes one core for somewhat less than a second per GiB.
 ///
 /// # Errors
-/// `Corrupt` if the file on disk does not have `size` bytes; else as [`BackingFile::read_at`].
+/// `Corrupt` if the file on disk does not have `size` bytes; else as [`BackingFile::read_at`], and [`BackingFile::sync`] where durability
+/// is paranoid.
 pub fn hash_backing(file: &BackingFile, size: u64) -> Result<FileHash> {
+    hash_and(file, size, |_| ())
+}
+
+/// As [`hash_backing`], and the checksum of the same bytes of the same kind as `expected`.
+///
+/// # Errors
+/// As [`hash_backing`].
+pub fn hash_with(
+    file: &BackingFile,
+    size: u64,
+    expected: &Checksum,
+) -> Result<(FileHash, Checksum)> {
+    let mut summer = Summer::like(expected);
+    let hash = hash_and(file, size, |bytes| summer.update(bytes))?;
+    Ok((hash, summer.finish()))
+}
+
+/// Shows every byte to `also`, in order.
+fn hash_and(file: &BackingFile, size: u64, mut also: impl FnMut(&[u8])) -> Result<FileHash> {
     let descriptor = file.descriptor()?;
     let failed = |errno| file.error("read back", errno);
     let stat = rustix::fs::fstat(&*descriptor).map_err(failed)?;
     if u64::try_from(stat.st_size) != Ok(size) {
         return Err(wrong_length(file, size));
     }
+    if file.disk.options.durability == Durability::Paranoid {
+        file.sync()?;
+        // Clean pages only are dropped, so after the sync: what is read then comes from the disk.
+        rustix::fs::fadvise(&*descriptor, 0, None, Advice::DontNeed).map_err(failed)?;
+    }
     let mut data = DataCursor::default();
-    let mut buffer = vec![0; 8 * BLOCK_BYTES];
+    let mut buffer = vec![0; usize::try_from(size.min(BATCH_BYTES)).unwrap_or(0)];
     let mut blocks = Vec::with_capacity(usize::try_from(block_count(size)).unwrap_or(0));
     let mut offset = 0;
     while offset < size {
@@ -184,6 +220,7 @@ pub fn hash_backing(file: &BackingFile, size: u64) -> Result<FileHash> {
             let start = at * BLOCK_BYTES;
             let bytes = if is_hole { &ZEROS[..len] } else { &buffer[start..start + len] };
             blocks.extend(hash_block(index, size, bytes));
+            also(bytes);
         }
         offset = batch.end;
     }
@@ -198,7 +235,7 @@ fn wrong_length(file: &BackingFile, size: u64) -> Error {
 
 /// Walks the data of a file forwards, so that each extent is looked up once.
 #[derive(Debug, Default)]
-struct DataCursor {
+pub(super) struct DataCursor {
     /// No data lies between the last question and here.
     next_data: u64,
     /// The data from `next_data` ends here.
@@ -207,7 +244,7 @@ struct DataCursor {
 
 impl DataCursor {
     /// Whether any byte of `range` may be something else than a hole. Ranges must be asked in rising order.
-    fn has_data(&mut self, fd: impl AsFd, range: ByteRange) -> Result<bool, Errno> {
+    pub(super) fn has_data(&mut self, fd: impl AsFd, range: ByteRange) -> Result<bool, Errno> {
         let fd = fd.as_fd();
         if self.data_end <= range.start && self.next_data < range.end {
             (self.next_data, self.data_end) =

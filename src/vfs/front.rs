@@ -10,24 +10,21 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use crate::core::in_flight::{InFlightGuard, Noted, Operation};
-use crate::core::open_mode::{Mode, OpenMode};
-use crate::core::table::Table;
 use crate::engine::Engine;
 use crate::engine::node::Node;
-use crate::engine::read::Handle;
 use crate::error::{Kind, Result};
-use crate::sync::{AtomicBool, Ordering};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::errno::errno;
-use crate::vfs::listing;
+use crate::vfs::listing::{self, Shows};
+use crate::vfs::reading::Opener;
 
 /// Requests that the kernel keeps in flight in the background. fuser's 16 let 64 stuck readers block every cached read.
 const MAX_BACKGROUND: u16 = 4096;
@@ -57,27 +54,13 @@ pub struct FrontSettings {
     pub has_acls: bool,
 }
 
-/// The kernel's registration of a published file.
-pub(super) type Backing = Arc<BackingId>;
-
 /// The file system as the kernel sees it.
 #[derive(Debug)]
 pub struct Front {
     pub(super) engine: Arc<Engine>,
     settings: FrontSettings,
     statfs: Arc<ArcSwap<StatfsAnswer>>,
-    pub(super) modes: Table<u64, Arc<OpenMode<Backing>>>,
-    pub(super) open: Table<u64, Open>,
-    /// The kernel can read published files by itself, and let us so far.
-    pub(super) passthrough: AtomicBool,
-}
-
-/// One open file of the kernel's.
-#[derive(Debug, Clone)]
-pub(super) struct Open {
-    pub(super) handle: Arc<Handle>,
-    pub(super) mode: Mode,
-    pub(super) modes: Arc<OpenMode<Backing>>,
+    pub(super) opener: Arc<Opener>,
 }
 
 /// Runs a callback; a panic in it is EIO for this request (its reply answers that when it is dropped) and nothing else.
@@ -94,14 +77,7 @@ impl Front {
         settings: FrontSettings,
         statfs: Arc<ArcSwap<StatfsAnswer>>,
     ) -> Self {
-        Self {
-            engine,
-            settings,
-            statfs,
-            modes: Table::default(),
-            open: Table::default(),
-            passthrough: AtomicBool::new(false),
-        }
+        Self { engine, settings, statfs, opener: Arc::default() }
     }
 
     pub(super) fn note(
@@ -167,7 +143,7 @@ impl Filesystem for Front {
         if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(1).is_ok()
         {
-            self.passthrough.store(true, Ordering::Relaxed);
+            self.opener.allow_passthrough();
         }
         let failed = |nearest| io::Error::other(format!("INIT refused; nearest {nearest}"));
         config.set_max_background(MAX_BACKGROUND).map_err(failed)?;
@@ -181,13 +157,22 @@ impl Filesystem for Front {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         guarded("lookup", || {
             let appearance = self.settings.appearance;
-            if let Some(known) = self.engine.try_lookup(parent.0, name) {
-                return entry(&appearance, &known, reply);
+            match self.engine.try_lookup(parent.0, name) {
+                Some(Ok(node)) if !node.refer() => {}
+                Some(known) => return entry(&appearance, &known, reply),
+                None => {}
             }
             let note = self.note(Operation::Lookup, request, parent.0, (0, 0));
             let (engine, name) = (Arc::clone(&self.engine), name.to_owned());
-            let work = async move { engine.lookup(parent.0, &name).await };
+            let work = async move { engine.lookup_for_kernel(parent.0, &name).await };
             self.park(note, work, move |result| entry(&appearance, &result, reply));
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        guarded("forget", || {
+            self.opener.forget(ino.0);
+            self.engine.forget(ino.0, lookups);
         });
     }
 
@@ -213,8 +198,8 @@ impl Filesystem for Front {
         });
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded("open", || self.open_now(ino.0, flags, reply));
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        guarded("open", || self.open_file(request, ino.0, flags, reply));
     }
 
     fn read(
@@ -242,10 +227,7 @@ impl Filesystem for Front {
         reply: ReplyEmpty,
     ) {
         guarded("release", || {
-            if let Some(open) = self.open.remove(&fh.0) {
-                open.modes.release(open.mode);
-                self.engine.release(fh.0);
-            }
+            self.opener.release(&self.engine, fh.0);
             reply.ok();
         });
     }
@@ -276,9 +258,11 @@ impl Filesystem for Front {
         reply: ReplyDirectory,
     ) {
         guarded("readdir", || {
-            self.with_listing(request, ino.0, offset, move |engine, listing| match listing {
-                Ok(listing) => listing::send(engine, ino.0, offset, &listing, reply),
-                Err(error) => reply.error(errno(&error)),
+            self.with_listing(request, ino.0, offset, Shows::Names, move |engine, listing| {
+                match listing {
+                    Ok(listing) => listing::send(engine, ino.0, offset, &listing, reply),
+                    Err(error) => reply.error(errno(&error)),
+                }
             });
         });
     }
@@ -293,11 +277,13 @@ impl Filesystem for Front {
     ) {
         guarded("readdirplus", || {
             let appearance = self.settings.appearance;
-            self.with_listing(request, ino.0, offset, move |engine, listing| match listing {
-                Ok(listing) => {
-                    listing::send_plus(engine, &appearance, ino.0, offset, &listing, reply);
+            self.with_listing(request, ino.0, offset, Shows::Attributes, move |engine, listing| {
+                match listing {
+                    Ok(listing) => {
+                        listing::send_plus(engine, &appearance, ino.0, offset, &listing, reply);
+                    }
+                    Err(error) => reply.error(errno(&error)),
                 }
-                Err(error) => reply.error(errno(&error)),
             });
         });
     }

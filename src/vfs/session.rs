@@ -91,10 +91,16 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 
 /// Tells the kernel, one notice after the other. It may wait for kernel locks that readers hold, which is why nobody waits for it.
 fn notify(notifier: &Notifier, mut notices: mpsc::UnboundedReceiver<Notice>) {
-    while let Some(Notice::EntryChanged { parent, name }) = notices.blocking_recv() {
-        if let Err(error) = notifier.inval_entry(INodeNo(parent), &name) {
-            // ENOENT: the kernel did not know it anyway.
-            tracing::trace!(parent, ?name, %error, "entry not invalidated");
+    while let Some(notice) = notices.blocking_recv() {
+        // ENOENT: the kernel did not know it anyway.
+        let told = match &notice {
+            Notice::EntryChanged { parent, name } => notifier.inval_entry(INodeNo(*parent), name),
+            // From the first byte to the end.
+            Notice::ContentChanged { ino } => notifier.inval_inode(INodeNo(*ino), 0, 0),
+            Notice::Ended => return,
+        };
+        if let Err(error) = told {
+            tracing::trace!(?notice, %error, "not invalidated");
         }
     }
 }

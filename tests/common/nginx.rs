@@ -16,8 +16,23 @@ pub(crate) struct Nginx {
     pub(crate) port: u16,
     /// What it serves.
     pub(crate) root: PathBuf,
+    program: String,
     directory: TempDir,
     child: Child,
+}
+
+fn launch(program: &str, directory: &Path) -> Child {
+    Command::new(program)
+        .arg("-p")
+        .arg(directory)
+        .arg("-e")
+        .arg(directory.join("error.log"))
+        .arg("-c")
+        .arg(directory.join("nginx.conf"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 impl Nginx {
@@ -45,30 +60,42 @@ impl Nginx {
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let config = directory.path().join("nginx.conf");
         fs::write(&config, configuration(directory.path(), port, root, server)).unwrap();
-        let child = Command::new(program)
-            .arg("-p")
-            .arg(directory.path())
-            .arg("-e")
-            .arg(directory.path().join("error.log"))
-            .arg("-c")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut nginx = Self { port, root: root.to_owned(), directory, child };
+        let child = launch(program, directory.path());
+        let program = program.to_owned();
+        let mut nginx = Self { port, root: root.to_owned(), program, directory, child };
+        nginx.is_up().then_some(nginx)
+    }
+
+    fn is_up(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         // The pid file appears after the port is bound.
-        while fs::read_to_string(nginx.directory.path().join("pid"))
+        while fs::read_to_string(self.directory.path().join("pid"))
             .map_or(true, |pid| pid.is_empty())
         {
-            if nginx.child.try_wait().unwrap().is_some() || Instant::now() > deadline {
-                println!("{}", nginx.error_log());
-                return None;
+            if self.child.try_wait().unwrap().is_some() || Instant::now() > deadline {
+                println!("{}", self.error_log());
+                return false;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Some(nginx)
+        true
+    }
+
+    /// Takes it away: connections are refused.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn stop(&mut self) {
+        // SIGTERM to the master: its workers end with it.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        if rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_ok() {
+            drop(self.child.wait());
+        }
+    }
+
+    /// Starts it again where it was.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn start_again(&mut self) {
+        self.child = launch(&self.program, self.directory.path());
+        assert!(self.is_up(), "nginx does not start again");
     }
 
     /// A URL on it; `path` begins with a slash.
@@ -90,11 +117,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // SIGTERM to the master: its workers end with it.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        if rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_ok() {
-            drop(self.child.wait());
-        }
+        self.stop();
     }
 }
 

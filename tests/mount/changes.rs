@@ -217,6 +217,11 @@ fn with_on_change_fail_the_first_version_stays_and_the_job_says_so() {
     assert!(read(&path).unwrap() == patterned(1, 0, 500_000), "the first version is served");
     assert_eq!(mounted.unmount_and_wait().code(), Some(1));
     assert!(fs::read(env.destination().join("changes")).unwrap() == patterned(1, 0, 500_000));
+    // A later life finds it changed too, and fetches nothing of it.
+    let mounted = env.mount(&options);
+    mounted.until("the end", |status| status["phase"] == "failed");
+    mounted.unmount();
+    assert!(fs::read(env.destination().join("changes")).unwrap() == patterned(1, 0, 500_000));
 }
 
 #[test]

@@ -261,6 +261,11 @@ impl Env {
             .find(|record: &Value| record["mountpoint"] == mountpoint.to_str().unwrap())
     }
 
+    /// What is mounted by a command that was run before.
+    pub(crate) fn mounted_now(&self) -> Mounted<'_> {
+        self.mounted(None)
+    }
+
     fn mounted(&self, foreground: Option<Child>) -> Mounted<'_> {
         let place = self.mountpoint();
         let top = types_at(&place);

@@ -94,6 +94,27 @@ fn a_version_that_came_while_nobody_looked_replaces_ours() {
     assert_eq!(fs::read(env.destination().join("file")).unwrap(), patterned(2, 0, 600_000));
 }
 
+// A checkpoint of the new version made the old one, which still has the name, somebody else's.
+#[test]
+fn a_version_that_was_begun_in_an_earlier_life_replaces_ours() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    origin.put("/file", page(3 * MIB).etag("1"));
+    let mounted = env.mount_from(origin.url(), &["--hydrate"]);
+    mounted.until_complete();
+    mounted.unmount();
+    let next = || Page::new(12 * MIB, |offset, len| patterned(2, offset, len)).etag("2");
+    origin.put("/file", next().behaves(Behaviour::StallAt(6 * MIB)));
+    let mounted = env.mount_from(origin.url(), &["--hydrate"]);
+    mounted.until("some of it is here", |status| status["bytes"]["local"].as_u64() > Some(4 * MIB));
+    mounted.unmount();
+    origin.put("/file", next());
+    let mounted = env.mount_from(origin.url(), &["--hydrate"]);
+    mounted.until_complete();
+    mounted.unmount();
+    assert!(fs::read(env.destination().join("file")).unwrap() == patterned(2, 0, 12 << 20));
+}
+
 #[test]
 fn a_killed_daemon_loses_no_published_file_and_shows_no_wrong_byte() {
     let Some(env) = Env::new() else { return };

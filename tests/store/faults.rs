@@ -233,19 +233,22 @@ fn child_whose_sync_fails() {
     println!("\npassed");
 }
 
-/// Not a test by itself: publishes a group while one syncfs fails.
+/// Not a test by itself: publishes a group while one of its syncs fails.
 #[test]
 fn child_whose_group_sync_fails() {
     let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else { return };
     let directory = Path::new(&directory);
     let destination = open(directory);
     let files: Vec<_> = ["a", "d/b"].map(|path| (part(&destination, b"x"), rel(path))).into();
+    destination.ensure_directory(&rel("d")).unwrap();
     let wanted = metadata(EntryKind::File, 0o444);
     let replace = Replace::Never;
     let group: Vec<_> = files
         .iter()
         .map(|(file, path)| Candidate { file, path, metadata: &wanted, replace, vouched: None })
         .collect();
+    println!("\nstart");
+    fs::read_link("/begin").unwrap_err();
     for result in destination.publish_group(&group) {
         assert_eq!(result.unwrap_err().kind(), Kind::Io);
     }
@@ -256,21 +259,47 @@ fn child_whose_group_sync_fails() {
     println!("\npassed");
 }
 
+/// Runs a child under strace, which makes one call fail; what the child said and its syncs.
+fn traced(test: &str, inject: Option<&str>) -> (String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("trace");
+    let target = directory.path().join("destination");
+    let inner = child(test, &target, None);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", "trace=fsync,syncfs,readlink"]).arg("-o").arg(&log);
+    command.args(inject.iter().flat_map(|inject| ["-e", inject]));
+    command.arg(inner.get_program()).args(inner.get_args());
+    let output = command.env(CHILD_DIRECTORY, &target).stderr(Stdio::piped()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (text, fs::read_to_string(&log).unwrap_or_default())
+}
+
+/// How often `call` was made before and after the child began, in a run in which all succeed.
+fn calls(test: &str, call: &str) -> (usize, usize) {
+    let (_, log) = traced(test, None);
+    let begin = log.lines().position(|line| line.contains("/begin")).unwrap_or(0);
+    let count =
+        |lines: &[&str]| lines.iter().filter(|line| line.contains(&format!("{call}("))).count();
+    let lines: Vec<_> = log.lines().collect();
+    (count(&lines[..begin]), count(&lines[begin..]))
+}
+
 #[test]
 fn a_group_whose_sync_fails_is_not_published_at_all() {
     if skip(run(Command::new("strace").arg("-V").stdout(Stdio::null())), "strace") {
         return;
     }
-    for failing in 1..=2 {
-        let directory = tempfile::tempdir().unwrap();
-        let inner = child("faults::child_whose_group_sync_fails", directory.path(), None);
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-e", "trace=syncfs", "-o", "/dev/null", "-e"]);
-        command.arg(format!("inject=syncfs:error=EIO:when={failing}"));
-        command.arg(inner.get_program()).args(inner.get_args());
-        let output = command.env(CHILD_DIRECTORY, directory.path()).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("passed"), "sync {failing}: {text}");
+    let test = "faults::child_whose_group_sync_fails";
+    let (before, after) = calls(test, "fsync");
+    if skip(before > 0 && after >= 2, "strace that may trace") {
+        return;
+    }
+    // Everything once, then both directories.
+    let failing = [("syncfs", 1), ("fsync", before + 1), ("fsync", before + 2)];
+    for (call, number) in failing {
+        let inject = format!("inject={call}:error=EIO:when={number}");
+        let (text, log) = traced(test, Some(&inject));
+        assert!(text.contains("passed"), "{inject}: {text}\n{log}");
     }
 }
 
@@ -281,40 +310,14 @@ fn a_failed_sync_publishes_nothing_and_is_final() {
     if skip(has_strace, "strace") {
         return;
     }
-    // The number of syncs before publishing: counted in a run in which all succeed.
-    let trace = |inject: Option<String>| {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("trace");
-        let target = directory.path().join("destination");
-        let inner = child("faults::child_whose_sync_fails", &target, None);
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-e", "trace=fsync,readlink"]);
-        command.arg("-o").arg(&log);
-        if let Some(inject) = inject {
-            command.args(["-e", &inject]);
-        }
-        command.arg(inner.get_program()).args(inner.get_args());
-        command.env(CHILD_DIRECTORY, &target);
-        let output = command.stderr(Stdio::piped()).output().unwrap();
-        (output, fs::read_to_string(&log).unwrap_or_default())
-    };
-    let (_, log) = trace(None);
-    let before = log
-        .lines()
-        .take_while(|line| !line.contains("/begin"))
-        .filter(|line| line.contains("fsync("))
-        .count();
-    let after = log
-        .lines()
-        .skip_while(|line| !line.contains("/begin"))
-        .filter(|line| line.contains("fsync("))
-        .count();
+    let test = "faults::child_whose_sync_fails";
+    let (before, after) = calls(test, "fsync");
     if skip(before > 0 && after >= 2, "strace that may trace") {
         return;
     }
     for failing in [before + 1, before + 2] {
-        let (output, log) = trace(Some(format!("inject=fsync:error=EIO:when={failing}")));
-        let text = String::from_utf8_lossy(&output.stdout);
+        let inject = format!("inject=fsync:error=EIO:when={failing}");
+        let (text, log) = traced(test, Some(&inject));
         assert!(text.contains("passed"), "sync {failing}: {text}\n{log}");
     }
 }

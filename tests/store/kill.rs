@@ -14,7 +14,8 @@ use super::catalog::{block_bytes, check_part, version};
 use super::support::{CHILD_DIRECTORY, child, metadata, open, part, rel, skip};
 
 /// strace counts each call for itself.
-const CALLS: [&str; 6] = ["fsync", "fdatasync", "syncfs", "renameat", "renameat2", "unlinkat"];
+pub(crate) const CALLS: [&str; 6] =
+    ["fsync", "fdatasync", "syncfs", "renameat", "renameat2", "unlinkat"];
 const FILES: [(&str, u64); 4] = [("d/a", 2), ("b", 3), ("d/e/c", 4), ("large", 5)];
 
 fn content(ino: u64) -> Vec<u8> {

@@ -206,8 +206,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(wait.min(LONGEST_WAIT))
 }
 
-/// The checksum of the whole file: Repr-Digest (RFC 9530), Digest (RFC 3230), x-goog-hash, Content-MD5. Only for answers that
-/// are about the whole file.
+/// The checksum of the whole file: Repr-Digest (RFC 9530), Digest (RFC 3230), x-goog-hash, Content-MD5, x-amz-checksum-*. Only for
+/// answers that are about the whole file. A checksum of checksums of parts, as S3 has it of multipart uploads, is none.
 pub(super) fn checksum(headers: &HeaderMap) -> Option<Checksum> {
     let listed = |name: &'static str| {
         let items = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
@@ -228,10 +228,19 @@ pub(super) fn checksum(headers: &HeaderMap) -> Option<Checksum> {
             text(headers, &HeaderName::from_static("content-md5")).and_then(|text| decode(text, 16))
         })
     };
+    let is_composite = text(headers, &HeaderName::from_static("x-amz-checksum-type"))
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("composite"));
+    let amazon = |name: &'static str, len: usize| {
+        let digest = text(headers, &HeaderName::from_static(name)).filter(|_| !is_composite);
+        digest.and_then(|digest| decode(digest, len))
+    };
     find("sha-256", 32)
+        .or_else(|| amazon("x-amz-checksum-sha256", 32))
         .map(Checksum::Sha256)
         .or_else(|| md5().map(Checksum::Md5))
-        .or_else(|| find("crc32c", 4).map(Checksum::Crc32c))
+        .or_else(|| {
+            find("crc32c", 4).or_else(|| amazon("x-amz-checksum-crc32c", 4)).map(Checksum::Crc32c)
+        })
 }
 
 #[cfg(test)]
@@ -339,5 +348,15 @@ mod tests {
             checksum(&headers(&[("content-md5", "short"), ("repr-digest", "sha-256")])),
             None
         );
+    }
+
+    #[test]
+    fn a_checksum_of_parts_is_no_checksum_of_the_file() {
+        let crc = ("x-amz-checksum-crc32c", "AAAAAA==");
+        assert_eq!(checksum(&headers(&[crc])), Some(Checksum::Crc32c(vec![0; 4])));
+        assert_eq!(checksum(&headers(&[crc, ("x-amz-checksum-type", "COMPOSITE")])), None);
+        assert_eq!(checksum(&headers(&[("x-amz-checksum-crc32c", "AAAAAA==-2")])), None);
+        let multipart = ("etag", "\"d41d8cd98f00b204e9800998ecf8427e-2\"");
+        assert_eq!(checksum(&headers(&[multipart])), None);
     }
 }

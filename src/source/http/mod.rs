@@ -93,6 +93,14 @@ pub struct HttpSource {
 }
 
 impl HttpSource {
+    /// The name that `url` will have when it is open: without secrets. Asks nobody.
+    ///
+    /// # Errors
+    /// `Invalid` if it is no URL.
+    pub fn display_name_of(url: &str) -> Result<String> {
+        opening::parse(url).map(|(_, display_name)| display_name)
+    }
+
     /// Finds out whether `url` is a file or a tree, and opens it.
     ///
     /// # Errors

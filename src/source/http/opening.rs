@@ -23,12 +23,7 @@ const BEGINNING: usize = 4096;
 
 /// Opens `spec`; gives the origin and its name for people.
 pub(super) async fn open(spec: &str, options: HttpOptions) -> Result<(Origin, String)> {
-    let mut url = Url::parse(spec).map_err(|error| {
-        // The text itself may hold a password.
-        Error::new(Kind::Invalid, "open source").because(format!("not a usable URL: {error}"))
-    })?;
-    url.set_fragment(None);
-    let display_name = without_secrets(&url);
+    let (url, display_name) = parse(spec)?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Error::new(Kind::NotSupported, "open source")
             .at(&display_name)
@@ -38,6 +33,17 @@ pub(super) async fn open(spec: &str, options: HttpOptions) -> Result<(Origin, St
         .await
         .map(|origin| (origin, display_name.clone()))
         .map_err(|error| error.at(&display_name))
+}
+
+/// The URL that is asked, and its name for people.
+pub(super) fn parse(spec: &str) -> Result<(Url, String)> {
+    let mut url = Url::parse(spec).map_err(|error| {
+        // The text itself may hold a password.
+        Error::new(Kind::Invalid, "open source").because(format!("not a usable URL: {error}"))
+    })?;
+    url.set_fragment(None);
+    let display_name = without_secrets(&url);
+    Ok((url, display_name))
 }
 
 async fn find(url: Url, options: HttpOptions) -> Result<Origin> {

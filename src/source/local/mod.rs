@@ -68,6 +68,11 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl LocalSource {
+    /// The name that the source at `path` will have when it is open.
+    pub fn display_name_of(path: &Path) -> String {
+        path.display().to_string()
+    }
+
     /// Opens the directory or regular file `path`, which may be a symlink to one. Blocks; a dead network file system can keep it.
     ///
     /// # Errors
@@ -75,7 +80,7 @@ impl LocalSource {
     pub fn open(path: &Path, options: LocalOptions) -> Result<Self> {
         let root = Root::open(path, options.cross_mounts)?;
         let calls = Permits::new(CALLS, 0);
-        Ok(Self { display_name: path.display().to_string(), root: Arc::new(root), calls })
+        Ok(Self { display_name: Self::display_name_of(path), root: Arc::new(root), calls })
     }
 
     /// Runs `work` where it may block.
@@ -151,9 +156,10 @@ impl Source for LocalSource {
         range: ByteRange,
         expected: &Fingerprint,
     ) -> Result<ByteStream> {
-        let file = self.blocking("open file", path, Root::open_file).await?;
-        let calls = Arc::clone(&self.calls);
-        Ok(reading::stream(calls, file, path.clone(), range, expected.clone()))
+        let expected = expected.clone();
+        let begin = move |root: &Root, path: &RelPath| reading::begin(root, path, range, expected);
+        let begun = self.blocking("open file", path, begin).await?;
+        Ok(reading::stream(Arc::clone(&self.calls), path.clone(), begun))
     }
 
     async fn capacity(&self) -> Option<Capacity> {

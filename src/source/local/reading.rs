@@ -44,10 +44,7 @@ impl Version {
     }
 
     /// The bytes of `range`, which is no longer than [`PIECE`]: all of them, and all of this version.
-    fn read_piece(&self, range: ByteRange, position: Position) -> Result<Bytes> {
-        if position == Position::First {
-            self.check()?;
-        }
+    fn read_piece(&self, range: ByteRange) -> Result<Bytes> {
         let len = usize::try_from(range.len())
             .map_err(|error| Error::new(Kind::Invalid, "read file").caused_by(error))?;
         let mut piece = Vec::with_capacity(len);
@@ -73,22 +70,33 @@ impl Version {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Position {
-    First,
-    Later,
+/// The start of a range, read, and what it takes to go on.
+#[derive(Debug)]
+pub(super) struct Begun {
+    version: Version,
+    first: Bytes,
+    rest: ByteRange,
 }
 
-/// Streams `range` of the version `expected`; see [`crate::source::Source::read`].
-pub(super) fn stream(
-    calls: Arc<Permits>,
-    file: OwnedFd,
-    path: RelPath,
+/// Opens the version `expected` and reads the first piece of `range`: most files and requests have no other. Blocks.
+pub(super) fn begin(
+    root: &Root,
+    path: &RelPath,
     range: ByteRange,
     expected: Fingerprint,
-) -> ByteStream {
-    let version = Arc::new(Version { file, expected });
-    stream::try_unfold((range, Position::First), move |(rest, position)| {
+) -> Result<Begun> {
+    let version = Version { file: root.open_file(path)?, expected };
+    version.check()?;
+    let piece = ByteRange::at(range.start, range.len().min(PIECE));
+    let first = version.read_piece(piece)?;
+    Ok(Begun { version, first, rest: ByteRange::new(piece.end, range.end) })
+}
+
+/// Streams what was begun to its end; see [`crate::source::Source::read`].
+pub(super) fn stream(calls: Arc<Permits>, path: RelPath, begun: Begun) -> ByteStream {
+    let Begun { version, first, rest } = begun;
+    let version = Arc::new(version);
+    let later = stream::try_unfold(rest, move |rest| {
         let version = Arc::clone(&version);
         let (calls, path) = (Arc::clone(&calls), path.clone());
         async move {
@@ -96,15 +104,15 @@ pub(super) fn stream(
                 return Ok(None);
             }
             let piece = ByteRange::at(rest.start, rest.len().min(PIECE));
-            let bytes = blocking(&calls, move || version.read_piece(piece, position))
+            let bytes = blocking(&calls, move || version.read_piece(piece))
                 .await
                 .map_err(|lost| Error::new(Kind::Io, "read file").caused_by(lost))
                 .and_then(|read| read)
                 .map_err(|error| error.at(path.as_path()))?;
-            Ok(Some((bytes, (ByteRange::new(piece.end, rest.end), Position::Later))))
+            Ok(Some((bytes, ByteRange::new(piece.end, rest.end))))
         }
-    })
-    .boxed()
+    });
+    stream::once(async { Ok(first) }).chain(later).boxed()
 }
 
 /// The parts of a sparse file that hold data; see [`crate::source::Source::data_ranges`]. Blocks.

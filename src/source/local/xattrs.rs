@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::buffer::spare_capacity;
 use rustix::fd::AsFd;
 use rustix::fs::{getxattr, listxattr};
 use rustix::io::Errno;
@@ -32,15 +33,18 @@ pub(super) fn read_all(root: &Root, path: &RelPath) -> Result<Vec<(OsString, Vec
     let handle = root.open_handle(path)?;
     // An O_PATH descriptor takes no f*xattr call; its magic link leads to the same inode, even if that is a symlink.
     let link = proc_link(handle.as_fd());
-    let mut names = vec![0; MAX_BYTES];
-    let len = match listxattr(&link, &mut names[..]) {
-        Ok(len) => len,
+    let mut names = Vec::with_capacity(MAX_BYTES);
+    match listxattr(&link, spare_capacity(&mut names)) {
+        Ok(_) => {}
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(error) => return Err(Error::io("list extended attributes", error)),
     };
-    let mut value = vec![0; MAX_BYTES];
     let mut attributes = Vec::new();
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| is_copyable(name)) {
+    if names.is_empty() {
+        return Ok(attributes);
+    }
+    let mut value = vec![0; MAX_BYTES];
+    for name in names.split(|byte| *byte == 0).filter(|name| is_copyable(name)) {
         match getxattr(&link, name, &mut value[..]) {
             Ok(len) => attributes.push((OsStr::from_bytes(name).to_owned(), value[..len].to_vec())),
             // Removed since it was listed.

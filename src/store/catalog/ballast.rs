@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::store::root::create_beneath;
 use crate::sync::{AtomicBool, Ordering};
 
-const BALLAST_NAME: &str = "ballast";
+pub(in crate::store) const BALLAST_NAME: &str = "ballast";
 const BALLAST_BYTES: u64 = 64 << 20;
 /// At most this part of the file system.
 const SHARE: u64 = 64;

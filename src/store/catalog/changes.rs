@@ -5,14 +5,16 @@ use std::ops::Range;
 
 use redb::{ReadableTable, WriteTransaction};
 
+use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::core::range::block_count;
 use crate::error::Result;
+use crate::store::metadata::MetadataLoss;
 
 use super::Catalog;
 use super::database::{Commit, Failure};
-use super::record::{EntryPhase, EntryRecord, Part, Placed, Version};
-use super::tables::{Tables, USES};
+use super::record::{EntryPhase, EntryRecord, OtherRecord, Part, Placed, Version};
+use super::tables::{OTHERS, Tables, USES, get_other};
 
 /// What one checkpoint adds to one file. The part and the hashes are durable already.
 #[derive(Debug, Clone)]
@@ -176,21 +178,25 @@ impl Catalog {
         })
     }
 
-    /// Records that version `ino` of `path` could not be copied. What is trusted of it stays so.
+    /// Records that these versions could not be copied. What is trusted of them stays so. It becomes durable with the next durable
+    /// change.
     ///
     /// # Errors
     /// As a write.
-    pub fn set_failed(&self, path: &RelPath, ino: u64) -> Result<()> {
+    pub fn set_failed(&self, failed: &[(RelPath, u64)]) -> Result<()> {
+        if failed.is_empty() {
+            return Ok(());
+        }
         self.change("record failure", Commit::Later, |tables, _| {
-            match tables.get(path.as_bytes())? {
-                Some(record)
-                    if record.version.ino == ino
-                        && matches!(record.phase, EntryPhase::Absent | EntryPhase::Filling) =>
+            for (path, ino) in failed {
+                let known = tables.get(path.as_bytes())?;
+                if let Some(record) = known.filter(|known| known.version.ino == *ino)
+                    && matches!(record.phase, EntryPhase::Absent | EntryPhase::Filling)
                 {
-                    tables.put(&EntryRecord { phase: EntryPhase::Failed, ..record }).map(drop)
+                    tables.put(&EntryRecord { phase: EntryPhase::Failed, ..record })?;
                 }
-                _ => Ok(()),
             }
+            Ok(())
         })
     }
 
@@ -231,8 +237,19 @@ impl Catalog {
                 let known = tables.get_version(&intent.path, &intent.version)?;
                 counts.push(known.is_some());
                 if let Some(known) = known {
+                    let is_mend = matches!(intent.phase, EntryPhase::Verified(_))
+                        && matches!(known.phase, EntryPhase::Published(_));
                     let former = known.placed();
-                    gone.extend(tables.put(&EntryRecord { former, ..intent.clone() })?);
+                    tables.remove_other(intent.path.as_bytes())?;
+                    let mut intent = EntryRecord { former, is_mend, ..intent.clone() };
+                    if is_mend {
+                        // Taken from the file in DIR, which lost the same before.
+                        intent.losses.extend(known.losses);
+                        intent.losses.sort_unstable();
+                        intent.losses.dedup();
+                        intent.checksum = intent.checksum.or(known.checksum);
+                    }
+                    gone.extend(tables.put(&intent)?);
                 }
             }
             Ok(counts)
@@ -253,6 +270,7 @@ impl Catalog {
                 let EntryPhase::Verified(placed) = record.phase else { continue };
                 let record = match end {
                     IntentEnd::Published => published(record, placed),
+                    IntentEnd::Back | IntentEnd::Broken if record.is_mend => unmended(record),
                     IntentEnd::Back => EntryRecord { phase: EntryPhase::Sealed, ..record },
                     IntentEnd::Broken => {
                         gone.push(*ino);
@@ -274,6 +292,31 @@ impl Catalog {
             for record in records {
                 gone.extend(tables.put(record)?);
                 gone.extend((record.phase == EntryPhase::Absent).then_some(record.version.ino));
+            }
+            Ok(())
+        })
+    }
+
+    /// Records an entry without bytes of its own. What is recorded of its losses stays if `losses` are not known now.
+    ///
+    /// # Errors
+    /// As a write. It becomes durable with the next durable change.
+    pub(in crate::store) fn note_other(
+        &self,
+        path: &RelPath,
+        kind: EntryKind,
+        link_of: Option<&RelPath>,
+        losses: Option<&[MetadataLoss]>,
+    ) -> Result<()> {
+        self.database.write("record entry", Commit::Later, |transaction| {
+            let mut others = transaction.open_table(OTHERS)?;
+            let known = get_other(&others, path.as_bytes())?;
+            let kept = known.as_ref().map(|known| known.losses.clone()).unwrap_or_default();
+            let losses = losses.map_or(kept, <[_]>::to_vec);
+            let record =
+                OtherRecord { path: path.clone(), kind, link_of: link_of.cloned(), losses };
+            if known.as_ref() != Some(&record) {
+                others.insert(path.as_bytes(), record.encode().as_slice())?;
             }
             Ok(())
         })
@@ -311,7 +354,16 @@ pub(in crate::store) enum IntentEnd {
 }
 
 pub(in crate::store) fn published(record: EntryRecord, placed: Placed) -> EntryRecord {
-    EntryRecord { phase: EntryPhase::Published(placed), part: None, former: None, ..record }
+    let phase = EntryPhase::Published(placed);
+    EntryRecord { phase, part: None, former: None, is_mend: false, ..record }
+}
+
+/// A mend that was not done: the file is published as it was before.
+pub(in crate::store) fn unmended(record: EntryRecord) -> EntryRecord {
+    match record.former {
+        Some(placed) => published(record, placed),
+        None => emptied(record),
+    }
 }
 
 /// The same version with nothing here. What has the final name is remembered: it may be replaced.

@@ -1,5 +1,6 @@
 //! Power cuts at every sync of a scripted life, on a simulated disk: what was synced is there, of what was written since any part.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -10,7 +11,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use redb::StorageBackend;
 
 use super::*;
-use crate::core::attributes::{Fingerprint, Timestamp, Validator};
+use crate::core::attributes::{EntryKind, Fingerprint, Timestamp, Validator};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -138,9 +139,64 @@ fn made(trees: &Path) -> SimDisk {
     SimDisk::holding(bytes)
 }
 
-type Snapshot = Vec<(EntryRecord, Vec<Range<u64>>)>;
+/// A directory: what it lists, and what is recorded of each of its names.
+type Directory = (Option<(Vec<ListedName>, u64)>, Vec<Option<NameRecord>>);
+/// All that a catalog says.
+type Snapshot = (Vec<(EntryRecord, Vec<Range<u64>>)>, Vec<Directory>, KnownFiles);
+
+/// Inode numbers of the directories that the script knows.
+const DIRECTORIES: Range<u64> = 1..4;
+const NAMES_EACH: u64 = 6;
+
+fn name_of(number: u64) -> OsString {
+    format!("name {number}").into()
+}
+
+fn directory(catalog: &Catalog, ino: u64) -> Directory {
+    let names = (0..NAMES_EACH).map(|number| catalog.name(ino, &name_of(number)).unwrap());
+    (catalog.listing(ino).unwrap(), names.collect())
+}
+
+/// What every reader relies on: of a listing that counts as complete every name is there.
+fn no_listing_lacks_a_name(directories: &[Directory]) {
+    for (listing, names) in directories {
+        let Some((listed, next)) = listing else { continue };
+        for one in listed {
+            assert!(one.position < *next);
+            assert!(names.iter().flatten().any(|name| name.ino == one.ino));
+        }
+    }
+}
 
 fn snapshot(catalog: &Catalog) -> Snapshot {
+    let directories: Vec<_> = DIRECTORIES.map(|ino| directory(catalog, ino)).collect();
+    no_listing_lacks_a_name(&directories);
+    (entries(catalog), directories, catalog.known_files().unwrap())
+}
+
+/// One step of what is learnt of the tree: names, a listing's end, a directory that goes, its names after it.
+fn learn(catalog: &Catalog, step: u64) {
+    let (directory, number) = (1 + step % 3, step % NAMES_EACH);
+    let put = |number: u64| {
+        let kind = if number == 5 { EntryKind::Directory } else { EntryKind::File };
+        let ino = if number == 5 { 1 + (directory + 1) % 3 } else { 1000 + step };
+        let mut record = NameRecord::listed(ino, kind, 1 + number);
+        record.target = step.is_multiple_of(2).then(|| name_of(step));
+        NameChange::Put { parent: directory, name: name_of(number), record }
+    };
+    let changes = match step % 4 {
+        0 | 1 => vec![put(number), put((number + 1) % NAMES_EACH)],
+        2 => {
+            let mut all: Vec<_> = (0..NAMES_EACH).map(put).collect();
+            all.push(NameChange::Complete { directory, next_position: NAMES_EACH + 1 });
+            all
+        }
+        _ => vec![NameChange::Remove { parent: directory, name: name_of(5) }],
+    };
+    catalog.record_names(&changes).unwrap();
+}
+
+fn entries(catalog: &Catalog) -> Vec<(EntryRecord, Vec<Range<u64>>)> {
     let mut all = Vec::new();
     catalog
         .entries(|record| {
@@ -231,10 +287,17 @@ fn a_cut_at_any_sync_leaves_exactly_what_some_commit_said_and_nothing_acknowledg
     let mut states = vec![snapshot(&catalog)];
     disk.note(Op::Acked(0));
     for index in 1..=48usize {
-        disk.note(Op::Begin(index));
+        disk.note(Op::Begin(states.len()));
         if step(&catalog, index as u64) {
-            disk.note(Op::Acked(index));
+            disk.note(Op::Acked(states.len()));
         }
+        states.push(snapshot(&catalog));
+        // Not durable by itself: a cut may lose it, but never half of it, and never the earlier of two.
+        disk.note(Op::Begin(states.len()));
+        learn(&catalog, index as u64);
+        states.push(snapshot(&catalog));
+        disk.note(Op::Begin(states.len()));
+        catalog.sweep_names(2).unwrap();
         states.push(snapshot(&catalog));
     }
     drop(catalog);

@@ -16,6 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sync::{AtomicBool, Ordering};
 
 use super::ballast::Ballast;
+use super::guard::guarded;
 
 /// redb would take 1 GiB.
 const CACHE_BYTES: usize = 32 << 20;
@@ -45,6 +46,8 @@ pub(super) struct Database {
     shown_as: PathBuf,
     ballast: Ballast,
     open: ArcSwapOption<redb::Database>,
+    /// Its pages cannot be right: it is not touched any more. Relaxed: whoever sees it late finds out by himself.
+    is_corrupt: AtomicBool,
     /// Held by who opens the file. Release when set back; pairs with Acquire in `database`.
     is_opening: AtomicBool,
 }
@@ -63,6 +66,7 @@ impl Database {
             shown_as: shown_as.to_owned(),
             ballast,
             open: ArcSwapOption::empty(),
+            is_corrupt: AtomicBool::new(false),
             is_opening: AtomicBool::new(false),
         };
         database.database()?;
@@ -79,7 +83,10 @@ impl Database {
         let mut is_retry = false;
         loop {
             let database = self.database()?;
-            let failure = match write_once(&database, commit, &change) {
+            let Some(written) = guarded(|| write_once(&database, commit, &change)) else {
+                return Err(self.give_up(Some(database)));
+            };
+            let failure = match written {
                 Ok(value) => {
                     if commit == Commit::Durable {
                         self.ballast.restore();
@@ -104,8 +111,11 @@ impl Database {
         let mut is_retry = false;
         loop {
             let database = self.database()?;
-            let transaction = database.begin_read().map_err(Failure::from);
-            let failure = match transaction.and_then(|transaction| look(&transaction)) {
+            let mut look = || look(&database.begin_read()?);
+            let Some(looked) = guarded(&mut look) else {
+                return Err(self.give_up(Some(database)));
+            };
+            let failure = match looked {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
@@ -114,6 +124,13 @@ impl Database {
             }
             is_retry = true;
         }
+    }
+
+    /// Rotten pages: what redb has in memory is not even let go, as it would write.
+    fn give_up(&self, database: Option<Arc<redb::Database>>) -> Error {
+        self.is_corrupt.store(true, Ordering::Relaxed);
+        std::mem::forget((self.open.swap(None), database));
+        corrupt("a page of it").into_error("read catalog", &self.shown_as)
     }
 
     /// Puts a file that failed away, and says whether trying again makes sense.
@@ -130,6 +147,9 @@ impl Database {
     fn database(&self) -> Result<Arc<redb::Database>> {
         let deadline = Instant::now() + REOPEN_DEADLINE;
         loop {
+            if self.is_corrupt.load(Ordering::Relaxed) {
+                return Err(self.give_up(None));
+            }
             if let Some(database) = self.open.load_full() {
                 return Ok(database);
             }
@@ -142,7 +162,8 @@ impl Database {
                 if let Some(database) = self.open.load_full() {
                     return Ok(database);
                 }
-                match (self.opener)(Builder::new().set_cache_size(CACHE_BYTES)) {
+                let open = || (self.opener)(Builder::new().set_cache_size(CACHE_BYTES));
+                match guarded(open).ok_or_else(|| self.give_up(None))? {
                     Ok(database) => {
                         let database = Arc::new(database);
                         self.open.store(Some(Arc::clone(&database)));
@@ -204,8 +225,7 @@ pub(super) fn corrupt(record: impl Into<String>) -> Failure {
     Failure::Ours(Error::new(Kind::Corrupt, "read catalog").because(why).hint(START_ANEW))
 }
 
-const START_ANEW: &str =
-    "remove .lazycopy/catalog.redb to start anew; files that are published stay";
+const START_ANEW: &str = "`lazycopy forget --force DIR`, then the same command again: files that are there are compared with the source and kept";
 
 impl Failure {
     fn io(&self) -> Option<&io::Error> {

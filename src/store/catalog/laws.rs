@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use redb::WriteTransaction;
 
 use super::*;
-use crate::core::attributes::{Fingerprint, Validator};
+use crate::core::attributes::{Attributes, EntryKind, Fingerprint, Validator};
+use crate::store::Durability;
 
 /// A state directory without anything around it.
 struct State(tempfile::TempDir);
@@ -137,12 +138,27 @@ fn the_error_history_keeps_the_last_thousand() {
         message: format!("{number}"),
         at: UNIX_EPOCH + Duration::from_millis(number),
     };
-    (0..1010).for_each(|number| catalog.note_error(&note(number)).unwrap());
-    catalog.flush().unwrap();
+    catalog.record_errors(&(0..7).map(note).collect::<Vec<_>>()).unwrap();
+    catalog.record_errors(&(0..1010).map(note).collect::<Vec<_>>()).unwrap();
     drop(catalog);
     let errors = state.open().unwrap().errors().unwrap();
     assert_eq!(errors.len(), 1000);
     assert_eq!((errors.first(), errors.last()), (Some(&note(10)), Some(&note(1009))));
+}
+
+#[test]
+fn the_least_sure_life_is_what_counts() {
+    let state = State::new();
+    let catalog = state.open().unwrap();
+    assert_eq!(catalog.durability().unwrap(), None);
+    for (life, counts) in [
+        (Durability::Paranoid, Durability::Paranoid),
+        (Durability::Normal, Durability::Normal),
+        (Durability::Paranoid, Durability::Normal),
+    ] {
+        catalog.record_durability(life).unwrap();
+        assert_eq!(catalog.durability().unwrap(), Some(counts));
+    }
 }
 
 #[test]
@@ -215,4 +231,112 @@ fn a_hundred_thousand_entries_open_at_once() {
     println!("{} bytes an entry", bytes / 100_000);
     assert_eq!((count, unfinished), (100_000, 0));
     assert!(opened < Duration::from_secs(1), "{opened:?}");
+}
+
+fn name(number: u64) -> std::ffi::OsString {
+    format!("n{number}").into()
+}
+
+fn file_of(size: u64, ino: u64) -> NameRecord {
+    let attributes = Packed::new(&test_attributes(EntryKind::File, size));
+    let attributes = Some(attributes);
+    NameRecord { attributes, ..NameRecord::listed(ino, EntryKind::File, 0) }
+}
+
+fn test_attributes(kind: EntryKind, size: u64) -> Attributes {
+    Attributes {
+        kind,
+        size,
+        mode: None,
+        ownership: None,
+        modified: None,
+        accessed: None,
+        changed: None,
+        link_count: 1,
+        device_number: 0,
+        allocated_units: None,
+        identity: None,
+        fingerprint: Fingerprint { size, validator: Validator::SizeOnly },
+        is_settled: true,
+        checksum: None,
+    }
+}
+
+fn put(parent: u64, number: u64, record: NameRecord) -> NameChange {
+    NameChange::Put { parent, name: name(number), record }
+}
+
+fn complete(directory: u64, next_position: u64) -> NameChange {
+    NameChange::Complete { directory, next_position }
+}
+
+#[test]
+fn a_directory_is_listed_only_when_all_of_it_was_said_and_in_its_order() {
+    use EntryKind::{Directory, File};
+    let state = State::new();
+    let catalog = state.open().unwrap();
+    let listed = |ino, kind, position| NameRecord::listed(ino, kind, position);
+    catalog
+        .record_names(&[put(1, 0, listed(9, File, 2)), put(1, 1, listed(4, Directory, 1))])
+        .unwrap();
+    assert_eq!(catalog.listing(1).unwrap(), None);
+    // Of a name that was only looked up the listing knows nothing.
+    catalog.record_names(&[complete(1, 3), put(1, 2, file_of(7, 5)), complete(4, 1)]).unwrap();
+    drop(catalog);
+    let catalog = state.open().unwrap();
+    let (names, next) = catalog.listing(1).unwrap().unwrap();
+    let shown: Vec<_> = names.iter().map(|one| (one.ino, one.position)).collect();
+    assert_eq!((shown, next), (vec![(4, 1), (9, 2)], 3));
+    assert_eq!(catalog.listing(4).unwrap(), Some((Vec::new(), 1)), "empty, and known to be");
+    assert_eq!(catalog.listing(9).unwrap(), None);
+    catalog.record_names(&[NameChange::Incomplete { directory: 1 }]).unwrap();
+    assert_eq!(catalog.listing(1).unwrap(), None);
+}
+
+#[test]
+fn what_is_not_said_again_of_the_same_inode_stays() {
+    let state = State::new();
+    let catalog = state.open().unwrap();
+    let mut first = NameRecord { position: 3, ..file_of(7, 5) };
+    first.xattrs = Some(vec![(name(1), b"v".to_vec())]);
+    catalog.record_names(&[put(1, 0, first.clone())]).unwrap();
+    // Looked up, then listed by a source that lists no attributes.
+    catalog.record_names(&[put(1, 0, file_of(7, 5))]).unwrap();
+    let again = NameRecord::listed(99, first.kind, 3);
+    catalog.record_names(&[put(1, 0, again)]).unwrap();
+    assert_eq!(catalog.name(1, &name(0)).unwrap().unwrap(), first);
+    // Another version has nothing of it but its place.
+    catalog.record_names(&[put(1, 0, file_of(8, 6))]).unwrap();
+    let second = NameRecord { position: 3, ..file_of(8, 6) };
+    assert_eq!(catalog.name(1, &name(0)).unwrap().unwrap(), second);
+}
+
+#[test]
+fn files_are_counted_once_and_what_lay_in_a_directory_that_is_gone_is_forgotten_bit_by_bit() {
+    use EntryKind::Directory;
+    let state = State::new();
+    let catalog = state.open().unwrap();
+    let directory = |ino| NameRecord::listed(ino, Directory, 1);
+    catalog
+        .record_names(&[put(1, 0, directory(10)), put(10, 0, directory(11)), complete(11, 9)])
+        .unwrap();
+    for number in 1..=10 {
+        catalog.record_names(&[put(11, number, file_of(number, 100 + number))]).unwrap();
+    }
+    let link = NameRecord { is_first: false, ..file_of(1, 101) };
+    let known = catalog.record_names(&[put(1, 7, link)]).unwrap();
+    assert_eq!(known, KnownFiles { files: 10, bytes: 55 });
+    catalog.record_names(&[put(1, 0, file_of(1000, 12))]).unwrap();
+    let mut rounds = 0;
+    while catalog.sweep_names(3).unwrap().1 {
+        rounds += 1;
+        assert!(rounds < 20);
+    }
+    assert!(rounds >= 3, "bit by bit");
+    drop(catalog);
+    let catalog = state.open().unwrap();
+    assert_eq!(catalog.known_files().unwrap(), KnownFiles { files: 1, bytes: 1000 });
+    assert!(!catalog.has_names(10).unwrap() && !catalog.has_names(11).unwrap());
+    assert_eq!(catalog.listing(11).unwrap(), None);
+    assert!(catalog.name(1, &name(7)).unwrap().is_some());
 }

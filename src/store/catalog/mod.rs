@@ -1,4 +1,4 @@
-//! The durable catalog of a destination: `DIR/.lazycopy/catalog.redb` and the hash trees beside it. What it says of a block or a file
+//! The durable catalog of a destination: `DIR/.lazycopy/catalog.redb` (or in `--state-dir`) and the hash trees beside it. What it says of a block or a file
 //! is true after a crash; what it does not say is not trusted. It decides nothing: [`super::checkpoint`], [`super::publish`] and
 //! [`super::recovery`] keep the order of syncs and call it. Blocking: the engine calls it from `spawn_blocking`.
 //!
@@ -7,18 +7,26 @@
 //! | `record` | what is recorded of an entry, and its bytes (`codec`) |
 //! | `bits` | block maps in segments of 4 KiB |
 //! | `changes` | what is said of entries, each in one transaction |
+//! | `history` | errors that are not made good, and how surely files were written |
 //! | `tables` | the tables, kept in step with each other |
-//! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one |
+//! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
+//! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
+//! | `names` | the source's tree as it was seen last |
 //! | `trees` | block hashes, in files of their own: 2.5 GB for 10 TB |
 //!
 //! # Schema 1
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `schema`, `source`, `created`, `chunks`, `inos` | u64 LE; the source as text |
+//! | meta | `schema`, `source`, `created`, `durability`, `chunks`, `inos`, `files`, `bytes`, `examined`, `shape` | u64 LE; the source as text; [`SourceShape`] |
 //! | entries | path | [`EntryRecord`] |
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
 //! | unfinished | path | nothing; entries that recovery looks at |
+//! | names | (inode number of the directory, name) | [`NameRecord`]; the root is the empty name in directory 0 |
+//! | listings | inode number of a directory of which every name is recorded | the next position to give |
+//! | orphans | inode number of a directory that is gone | nothing; its names are forgotten bit by bit |
+//! | links | identity at the source of a file with several names | one of these |
+//! | others | path | [`OtherRecord`] |
 //! | uses | inode number | number of its last use; of a cache of limited size |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
@@ -29,8 +37,13 @@ mod codec;
 #[cfg(test)]
 mod crash;
 mod database;
+mod guard;
+mod history;
 #[cfg(test)]
 mod laws;
+mod name;
+mod names;
+mod packed;
 mod record;
 mod tables;
 mod trees;
@@ -53,20 +66,28 @@ use super::root::{create_beneath, stat_entry, sync_directory};
 use ballast::Ballast;
 use database::{Commit, Database, Failure, Opener, corrupt};
 use tables::{
-    BLOCKS, ENTRIES, ERRORS, INOS, META, Tables, UNFINISHED, decode_entry, get_blocks, get_entry,
+    BLOCKS, ENTRIES, ERRORS, INOS, LINKS, LISTINGS, META, NAMES, ORPHANS, OTHERS, Tables,
+    UNFINISHED, decode_entry, decode_other, get_blocks, get_entry, get_other,
 };
 use trees::Trees;
 
-pub(super) use changes::{IntentEnd, Landed, emptied, published};
-pub use record::{EntryPhase, EntryRecord, ErrorNote, Part, Placed, ProofClass, Version};
+pub(super) use ballast::BALLAST_NAME;
+pub(super) use changes::{IntentEnd, Landed, emptied, published, unmended};
+pub use name::{ListedName, NameRecord, SourceShape};
+pub use names::{KnownFiles, NameChange};
+pub use packed::Packed;
+pub use record::{
+    EntryPhase, EntryRecord, ErrorNote, OtherRecord, Part, Placed, ProofClass, Version,
+};
 
 /// The schema that this version writes and reads.
 const SCHEMA: u64 = 1;
 /// Length of the error history.
 pub const ERRORS_KEPT: u64 = 1000;
-const CATALOG_NAME: &str = "catalog.redb";
+/// Its name in the state directory.
+pub const CATALOG_NAME: &str = "catalog.redb";
 /// A catalog that is being made.
-const DRAFT_NAME: &str = "catalog.new";
+pub(super) const DRAFT_NAME: &str = "catalog.new";
 
 /// What is being copied here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +169,10 @@ impl Catalog {
                 // All tables, so that every reader finds them.
                 drop(Tables::open(transaction)?);
                 transaction.open_table(ERRORS)?;
+                transaction.open_table(NAMES)?;
+                transaction.open_table(LISTINGS)?;
+                transaction.open_table(ORPHANS)?;
+                transaction.open_table(LINKS)?;
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("schema", SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())
@@ -249,21 +274,73 @@ impl Catalog {
     /// # Errors
     /// The first of `show`; as [`Catalog::entry`].
     pub fn entries(&self, mut show: impl FnMut(EntryRecord) -> Result<()>) -> Result<()> {
+        self.walk(ENTRIES, |path, bytes| show(decode_entry(path, bytes)?).map_err(Failure::from))
+    }
+
+    fn walk(
+        &self,
+        table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
+        mut show: impl FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+    ) -> Result<()> {
         let mut after: Vec<u8> = Vec::new();
         let mut is_first = true;
         // `read` may run twice: it goes on behind what was shown.
         self.database.read("read catalog", |transaction| {
-            for row in transaction.open_table(ENTRIES)?.range(after.clone().as_slice()..)? {
+            for row in transaction.open_table(table)?.range(after.clone().as_slice()..)? {
                 let (path, bytes) = row?;
                 if !is_first && path.value() == after {
                     continue;
                 }
-                let record = decode_entry(path.value(), bytes.value())?;
                 (is_first, after) = (false, path.value().to_vec());
-                show(record)?;
+                show(path.value(), bytes.value())?;
             }
             Ok(())
         })
+    }
+
+    /// Shows the entry of `path` and all below it, as of one moment.
+    ///
+    /// # Errors
+    /// The first of `show`; as [`Catalog::entry`].
+    pub fn entries_below(
+        &self,
+        path: &RelPath,
+        mut show: impl FnMut(EntryRecord) -> Result<()>,
+    ) -> Result<()> {
+        if let Some(entry) = self.entry(path)? {
+            show(entry)?;
+        }
+        // `/` and the byte after it: all that begins with the path and a slash.
+        let [from, to] = [b'/', b'/' + 1].map(|end| [path.as_bytes(), &[end]].concat());
+        let mut found = Vec::new();
+        self.database.read("read catalog", |transaction| {
+            found.clear();
+            let entries = transaction.open_table(ENTRIES)?;
+            for row in entries.range(from.as_slice()..to.as_slice())? {
+                let (path, bytes) = row?;
+                found.push(decode_entry(path.value(), bytes.value())?);
+            }
+            Ok(())
+        })?;
+        found.into_iter().try_for_each(show)
+    }
+
+    /// What is recorded of an entry without bytes of its own.
+    ///
+    /// # Errors
+    /// As [`Catalog::entry`].
+    pub fn other(&self, path: &RelPath) -> Result<Option<OtherRecord>> {
+        self.database.read("read catalog", |transaction| {
+            get_other(&transaction.open_table(OTHERS)?, path.as_bytes())
+        })
+    }
+
+    /// As [`Catalog::entries`] for entries without bytes of their own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn others(&self, mut show: impl FnMut(OtherRecord) -> Result<()>) -> Result<()> {
+        self.walk(OTHERS, |path, bytes| show(decode_other(path, bytes)?).map_err(Failure::from))
     }
 
     /// The entries that have parts or intents.
@@ -311,38 +388,6 @@ impl Catalog {
         read.map_err(|errno| Error::io("read block hashes", errno).at(record.path.as_path()))
     }
 
-    /// Adds to the error history, which keeps the last [`ERRORS_KEPT`]. It becomes durable with the next durable change.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn note_error(&self, note: &ErrorNote) -> Result<()> {
-        self.database.write("note error", Commit::Later, |transaction| {
-            let mut errors = transaction.open_table(ERRORS)?;
-            let next = errors.last()?.map_or(0, |(last, _)| last.value().saturating_add(1));
-            errors.insert(next, note.encode().as_slice())?;
-            while errors.len()? > ERRORS_KEPT {
-                errors.pop_first()?;
-            }
-            Ok(())
-        })
-    }
-
-    /// The error history, oldest first.
-    ///
-    /// # Errors
-    /// `Corrupt`; `Io`.
-    pub fn errors(&self) -> Result<Vec<ErrorNote>> {
-        self.database.read("read catalog", |transaction| {
-            let errors = transaction.open_table(ERRORS)?;
-            let notes = errors.iter()?.map(|row| {
-                let (number, note) = row?;
-                ErrorNote::decode(note.value())
-                    .ok_or_else(|| corrupt(format!("error note {}", number.value())))
-            });
-            notes.collect()
-        })
-    }
-
     /// Makes everything durable that was said before.
     ///
     /// # Errors
@@ -364,22 +409,21 @@ impl Catalog {
         self.trees.sync_names()
     }
 
-    /// Removes hash trees that belong to no entry.
+    /// Removes hash trees that belong to no entry, and that nobody has written since the catalog was opened: those may be vouched for
+    /// in a moment.
     pub(super) fn sweep_trees(&self) -> Result<u64> {
         let failed = |errno| Error::io("sweep block hashes", errno).at(&self.shown_as);
-        let all = self.trees.inos().map_err(failed)?;
-        let orphans = self.database.read("read catalog", |transaction| {
-            let inos = transaction.open_table(INOS)?;
-            let mut orphans = Vec::new();
-            for ino in &all {
-                if inos.get(ino)?.is_none() {
-                    orphans.push(*ino);
-                }
+        let mut swept = 0;
+        for ino in self.trees.inos().map_err(failed)? {
+            let is_known = self.database.read("read catalog", |transaction| {
+                Ok(transaction.open_table(INOS)?.get(ino)?.is_some())
+            })?;
+            if !is_known && self.trees.remove_unwritten(ino) {
+                swept += 1;
             }
-            Ok(orphans)
-        })?;
-        orphans.iter().for_each(|ino| self.trees.remove(*ino));
-        Ok(u64::try_from(orphans.len()).unwrap_or(u64::MAX))
+        }
+        self.trees.set_swept();
+        Ok(swept)
     }
 }
 
@@ -389,6 +433,11 @@ fn opener_of(state: OwnedFd, name: &'static str) -> Opener {
     let flags = if is_draft { OFlags::CREATE } else { OFlags::empty() };
     Box::new(move |builder| {
         let file = open_file(state.as_fd(), name, flags).map_err(std::io::Error::from)?;
+        // redb would begin an empty file anew.
+        let is_empty = || rustix::fs::fstat(&file).map(|stat| stat.st_size == 0);
+        if !is_draft && is_empty().map_err(std::io::Error::from)? {
+            return Err(redb::StorageError::Corrupted("it is empty".to_owned()).into());
+        }
         builder.create_file(file.into())
     })
 }

@@ -4,10 +4,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::core::attributes::{Fingerprint, Timestamp, Validator};
+use crate::core::attributes::{Checksum, EntryKind, Fingerprint, Timestamp, Validator};
 use crate::core::path::RelPath;
+use crate::store::metadata::MetadataLoss;
 
 use super::codec::{Decoder, Encoder};
+use super::packed::{decode_checksum, encode_checksum};
 
 /// First byte of every entry.
 const ENTRY_FORMAT: u8 = 1;
@@ -33,6 +35,17 @@ pub enum ProofClass {
     Transfer = 2,
     /// It lay in DIR before and was taken unseen.
     AdoptedUnverified = 3,
+}
+
+impl ProofClass {
+    /// The word in reports and receipts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProofClass::SourceChecksum => "source-checksum",
+            ProofClass::Transfer => "transfer",
+            ProofClass::AdoptedUnverified => "adopted-unverified",
+        }
+    }
 }
 
 /// A part by name and inode number. No device number: it changes over a reboot, and nothing of ours is on another device than DIR.
@@ -89,6 +102,12 @@ pub struct EntryRecord {
     pub digest: Option<[u8; 32]>,
     /// How it was proven.
     pub proof: Option<ProofClass>,
+    /// The source's own checksum of it, where it gave one.
+    pub checksum: Option<Checksum>,
+    /// Metadata of the source that DIR could not keep; each kind once, in order.
+    pub losses: Vec<MetadataLoss>,
+    /// The intent is to put good bytes of this same version in the place of `former`.
+    pub is_mend: bool,
     /// Whether its file lay in DIR before us: it is never evicted.
     pub is_adopted: bool,
     /// Whether the file of `former` was being evicted: what is left of it goes at the next start.
@@ -98,15 +117,17 @@ pub struct EntryRecord {
 impl EntryRecord {
     /// A version of which nothing is here.
     pub fn absent(path: RelPath, version: Version) -> Self {
-        let phase = EntryPhase::Absent;
         Self {
             path,
             version,
-            phase,
+            phase: EntryPhase::Absent,
             part: None,
             former: None,
             digest: None,
             proof: None,
+            checksum: None,
+            losses: Vec::new(),
+            is_mend: false,
             is_adopted: false,
             is_evicted: false,
         }
@@ -143,8 +164,10 @@ impl EntryRecord {
                 | has(self.part.is_some(), 1)
                 | has(self.former.is_some(), 2)
                 | has(self.digest.is_some(), 3)
-                | has(self.is_adopted, 4)
-                | has(self.is_evicted, 5),
+                | has(self.checksum.is_some(), 4)
+                | has(self.is_mend, 5)
+                | has(self.is_adopted, 6)
+                | has(self.is_evicted, 7),
         );
         to.byte(self.proof.map_or(0, |proof| proof as u8));
         to.number(self.version.ino);
@@ -156,6 +179,8 @@ impl EntryRecord {
         }
         self.former.iter().for_each(|placed| encode_placed(&mut to, placed));
         self.digest.iter().for_each(|digest| to.array(digest));
+        self.checksum.iter().for_each(|checksum| encode_checksum(&mut to, checksum));
+        to.byte(encode_losses(&self.losses));
         to.finish()
     }
 
@@ -168,9 +193,6 @@ impl EntryRecord {
         }
         let phase = from.byte()?;
         let flags = from.byte()?;
-        if flags >= 1 << 6 {
-            return None;
-        }
         let proof = decode_proof(from.byte()?)?;
         let ino = from.number()?;
         let fingerprint = decode_fingerprint(&mut from)?;
@@ -190,10 +212,74 @@ impl EntryRecord {
         }
         let former = if flags & 4 != 0 { Some(decode_placed(&mut from)?) } else { None };
         let digest = if flags & 8 != 0 { Some(from.array()?) } else { None };
+        let checksum = if flags & 16 != 0 { Some(decode_checksum(&mut from)?) } else { None };
+        let losses = decode_losses(from.byte()?)?;
         from.end()?;
         let version = Version { ino, fingerprint, is_settled: flags & 1 != 0 };
-        let (is_adopted, is_evicted) = (flags & 16 != 0, flags & 32 != 0);
-        Some(Self { path, version, phase, part, former, digest, proof, is_adopted, is_evicted })
+        let [is_mend, is_adopted, is_evicted] = [32, 64, 128].map(|bit| flags & bit != 0);
+        Some(Self {
+            path,
+            version,
+            phase,
+            part,
+            former,
+            digest,
+            proof,
+            checksum,
+            losses,
+            is_mend,
+            is_adopted,
+            is_evicted,
+        })
+    }
+}
+
+/// An entry of DIR without bytes of its own: a directory, a symlink, a pipe, one more name of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRecord {
+    /// Where it is, at the source and in DIR.
+    pub path: RelPath,
+    /// What it is; a file is one more name of another.
+    pub kind: EntryKind,
+    /// The published file that it is a name of.
+    pub link_of: Option<RelPath>,
+    /// Metadata of the source that DIR could not keep; each kind once, in order.
+    pub losses: Vec<MetadataLoss>,
+}
+
+const KINDS: [EntryKind; 7] = [
+    EntryKind::File,
+    EntryKind::Directory,
+    EntryKind::Symlink,
+    EntryKind::Fifo,
+    EntryKind::Socket,
+    EntryKind::CharDevice,
+    EntryKind::BlockDevice,
+];
+
+impl OtherRecord {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.byte(ENTRY_FORMAT);
+        let kind = KINDS.iter().position(|kind| *kind == self.kind).unwrap_or(0);
+        to.number(u64::try_from(kind).unwrap_or(0));
+        to.byte(encode_losses(&self.losses));
+        to.bytes(self.link_of.as_ref().map_or(&[], RelPath::as_bytes));
+        to.finish()
+    }
+
+    /// `None` if the bytes are no such record.
+    pub(super) fn decode(path: &[u8], bytes: &[u8]) -> Option<Self> {
+        let path = path_of(path)?;
+        let mut from = Decoder(bytes);
+        if from.byte()? != ENTRY_FORMAT {
+            return None;
+        }
+        let kind = *KINDS.get(usize::try_from(from.number()?).ok()?)?;
+        let losses = decode_losses(from.byte()?)?;
+        let link_of = path_of(from.bytes()?).filter(|path| !path.is_root());
+        from.end()?;
+        Some(Self { path, kind, link_of, losses })
     }
 }
 
@@ -223,12 +309,25 @@ fn decode_proof(byte: u8) -> Option<Option<ProofClass>> {
     })
 }
 
-fn encode_time(to: &mut Encoder, time: Timestamp) {
+/// A bit for each kind, in the order of [`MetadataLoss::ALL`].
+fn encode_losses(losses: &[MetadataLoss]) -> u8 {
+    let bits = MetadataLoss::ALL.iter().enumerate();
+    bits.filter(|(_, loss)| losses.contains(loss)).fold(0, |byte, (bit, _)| byte | 1 << bit)
+}
+
+fn decode_losses(byte: u8) -> Option<Vec<MetadataLoss>> {
+    let bits = MetadataLoss::ALL.into_iter().enumerate();
+    let losses: Vec<_> =
+        bits.filter(|(bit, _)| byte & 1 << bit != 0).map(|(_, loss)| loss).collect();
+    (encode_losses(&losses) == byte).then_some(losses)
+}
+
+pub(super) fn encode_time(to: &mut Encoder, time: Timestamp) {
     to.signed(time.seconds);
     to.number(u64::from(time.nanos));
 }
 
-fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
+pub(super) fn decode_time(from: &mut Decoder<'_>) -> Option<Timestamp> {
     let seconds = from.signed()?;
     let nanos = u32::try_from(from.number()?).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Timestamp { seconds, nanos })
@@ -244,7 +343,7 @@ fn decode_placed(from: &mut Decoder<'_>) -> Option<Placed> {
     Some(Placed { inode: from.number()?, size: from.number()?, modified: decode_time(from)? })
 }
 
-fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
+pub(super) fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
     to.number(fingerprint.size);
     let (kind, text) = match &fingerprint.validator {
         Validator::Modified(time) => {
@@ -260,7 +359,7 @@ fn encode_fingerprint(to: &mut Encoder, fingerprint: &Fingerprint) {
     to.bytes(text.as_bytes());
 }
 
-fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
+pub(super) fn decode_fingerprint(from: &mut Decoder<'_>) -> Option<Fingerprint> {
     // No file system has more; sums of offsets then never overflow.
     let size = from.number().filter(|size| i64::try_from(*size).is_ok())?;
     let validator = match from.byte()? {
@@ -309,7 +408,7 @@ impl ErrorNote {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -327,7 +426,7 @@ mod tests {
         })
     }
 
-    fn fingerprint() -> impl Strategy<Value = Fingerprint> {
+    pub(in crate::store::catalog) fn fingerprint() -> impl Strategy<Value = Fingerprint> {
         let validator = prop_oneof![
             Just(Validator::SizeOnly),
             time().prop_map(Validator::Modified),
@@ -359,18 +458,49 @@ mod tests {
         );
         let version = (any::<u64>(), fingerprint(), any::<bool>())
             .prop_map(|(ino, fingerprint, is_settled)| Version { ino, fingerprint, is_settled });
-        let (digest, flags) = (any::<Option<[u8; 32]>>(), any::<(bool, bool)>());
-        (version, phase(), part, prop::option::of(placed()), digest, proof(), flags).prop_map(
-            |(version, phase, part, former, digest, proof, flags)| EntryRecord {
-                path: path_of(b"a/b\xff").unwrap(),
-                version,
-                phase,
-                part,
-                former,
-                digest,
-                proof,
-                is_adopted: flags.0,
-                is_evicted: flags.1,
+        let digest = any::<Option<[u8; 32]>>();
+        let noted = (prop::option::of(checksum()), losses(), any::<[bool; 3]>());
+        (version, phase(), part, prop::option::of(placed()), digest, proof(), noted).prop_map(
+            |(version, phase, part, former, digest, proof, (checksum, losses, flags))| {
+                EntryRecord {
+                    path: path_of(b"a/b\xff").unwrap(),
+                    version,
+                    phase,
+                    part,
+                    former,
+                    digest,
+                    proof,
+                    checksum,
+                    losses,
+                    is_mend: flags[0],
+                    is_adopted: flags[1],
+                    is_evicted: flags[2],
+                }
+            },
+        )
+    }
+
+    fn checksum() -> impl Strategy<Value = Checksum> {
+        prop_oneof![
+            any::<Vec<u8>>().prop_map(Checksum::Sha256),
+            any::<Vec<u8>>().prop_map(Checksum::Md5),
+            any::<Vec<u8>>().prop_map(Checksum::Crc32c),
+        ]
+    }
+
+    fn losses() -> impl Strategy<Value = Vec<MetadataLoss>> {
+        prop::sample::subsequence(MetadataLoss::ALL.to_vec(), 0..=MetadataLoss::ALL.len())
+    }
+
+    fn other() -> impl Strategy<Value = OtherRecord> {
+        let link_of =
+            prop::option::of("[a-z]{1,9}".prop_map(|path| path_of(path.as_bytes()).unwrap()));
+        (prop::sample::select(KINDS.to_vec()), link_of, losses()).prop_map(
+            |(kind, link_of, losses)| OtherRecord {
+                path: path_of(b"c/\xfe").unwrap(),
+                kind,
+                link_of,
+                losses,
             },
         )
     }
@@ -383,10 +513,17 @@ mod tests {
         }
 
         #[test]
+        fn another_record_survives_the_round_trip(record in other()) {
+            let bytes = record.encode();
+            prop_assert_eq!(OtherRecord::decode(record.path.as_bytes(), &bytes), Some(record));
+        }
+
+        #[test]
         fn arbitrary_bytes_never_panic(path: Vec<u8>, mut bytes: Vec<u8>) {
             drop(EntryRecord::decode(&path, &bytes));
             drop(ErrorNote::decode(&bytes));
-            bytes.splice(..0, [ENTRY_FORMAT, 3, 15, 2]);
+            drop(OtherRecord::decode(&path, &bytes));
+            bytes.splice(..0, [ENTRY_FORMAT, 3, 63, 2]);
             drop(EntryRecord::decode(b"a", &bytes));
         }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 
 use super::bits::{Bits, SEGMENT_BLOCKS, by_segment};
 use super::database::{Failure, corrupt};
-use super::record::{EntryPhase, EntryRecord, Version};
+use super::record::{EntryPhase, EntryRecord, OtherRecord, Version};
 
 /// name -> value of the whole catalog.
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -20,6 +20,17 @@ pub(super) const INOS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("i
 pub(super) const BLOCKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("blocks");
 /// paths of the entries that recovery looks at; few, however large the tree
 pub(super) const UNFINISHED: TableDefinition<'_, &[u8], ()> = TableDefinition::new("unfinished");
+/// path -> entry without bytes of its own
+pub(super) const OTHERS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("others");
+/// (inode number of the directory, name) -> name; the root is the empty name in directory 0
+pub(super) const NAMES: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("names");
+/// inode number of a directory of which every name is recorded -> the next position to give
+pub(super) const LISTINGS: TableDefinition<'_, u64, u64> = TableDefinition::new("listings");
+/// inode numbers of directories that are gone, with names left in them
+pub(super) const ORPHANS: TableDefinition<'_, u64, ()> = TableDefinition::new("orphans");
+/// identity at the source of a file with several names -> one of these
+pub(super) const LINKS: TableDefinition<'_, (u64, u64), (u64, &[u8])> =
+    TableDefinition::new("links");
 /// inode number -> number of its last use; of a cache of limited size
 pub(super) const USES: TableDefinition<'_, u64, u64> = TableDefinition::new("uses");
 /// number -> note
@@ -31,6 +42,7 @@ pub(super) struct Tables<'t> {
     inos: Table<'t, u64, &'static [u8]>,
     blocks: Table<'t, (u64, u64), &'static [u8]>,
     unfinished: Table<'t, &'static [u8], ()>,
+    others: Table<'t, &'static [u8], &'static [u8]>,
 }
 
 impl<'t> Tables<'t> {
@@ -40,6 +52,7 @@ impl<'t> Tables<'t> {
             inos: transaction.open_table(INOS)?,
             blocks: transaction.open_table(BLOCKS)?,
             unfinished: transaction.open_table(UNFINISHED)?,
+            others: transaction.open_table(OTHERS)?,
         })
     }
 
@@ -97,6 +110,12 @@ impl<'t> Tables<'t> {
         Ok(Some(old))
     }
 
+    /// What had no bytes of its own has some now.
+    pub(super) fn remove_other(&mut self, path: &[u8]) -> Result<(), Failure> {
+        self.others.remove(path)?;
+        Ok(())
+    }
+
     /// Records `blocks` of a file as trusted or not.
     pub(super) fn change_blocks(
         &mut self,
@@ -135,6 +154,20 @@ pub(super) fn get_entry(
 
 pub(super) fn decode_entry(path: &[u8], bytes: &[u8]) -> Result<EntryRecord, Failure> {
     EntryRecord::decode(path, bytes)
+        .ok_or_else(|| corrupt(format!("entry {:?}", String::from_utf8_lossy(path))))
+}
+
+/// The entry without bytes of a path.
+pub(super) fn get_other(
+    others: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    path: &[u8],
+) -> Result<Option<OtherRecord>, Failure> {
+    let Some(found) = others.get(path)? else { return Ok(None) };
+    decode_other(path, found.value()).map(Some)
+}
+
+pub(super) fn decode_other(path: &[u8], bytes: &[u8]) -> Result<OtherRecord, Failure> {
+    OtherRecord::decode(path, bytes)
         .ok_or_else(|| corrupt(format!("entry {:?}", String::from_utf8_lossy(path))))
 }
 

@@ -8,8 +8,10 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::core::hashes::BlockHash;
+use crate::core::table::Table;
 use crate::store::backing::read_full;
 use crate::store::root::{create_beneath, open_beneath, sync_directory};
+use crate::sync::{AtomicBool, Ordering};
 
 const HASH_BYTES: u64 = 32;
 
@@ -17,11 +19,14 @@ const HASH_BYTES: u64 = 32;
 #[derive(Debug)]
 pub(super) struct Trees {
     directory: OwnedFd,
+    /// Written in this life, until those of earlier lives were swept.
+    written: Table<u64, ()>,
+    is_swept: AtomicBool,
 }
 
 impl Trees {
     pub(super) fn new(directory: OwnedFd) -> Self {
-        Self { directory }
+        Self { directory, written: Table::default(), is_swept: AtomicBool::new(false) }
     }
 
     /// Writes `hashes` of blocks in rising order. They become durable by a sync of the file that is returned, and its name by
@@ -29,6 +34,9 @@ impl Trees {
     pub(super) fn write(&self, ino: u64, hashes: &[(u64, BlockHash)]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(0o600);
+        if !self.is_swept.load(Ordering::Relaxed) {
+            self.written.insert(ino, ());
+        }
         let name = ino.to_string();
         let file = create_beneath(self.directory.as_fd(), name.as_bytes(), flags, mode)?;
         for run in hashes.chunk_by(|one, next| one.0 + 1 == next.0) {
@@ -68,6 +76,24 @@ impl Trees {
         match rustix::fs::unlinkat(&self.directory, ino.to_string(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => tracing::warn!(ino, err = %errno, "hashes could not be removed"),
+        }
+    }
+
+    /// Removes the file of `ino` unless it was written in this life; whether it did. What is written at this very moment may lose the
+    /// hashes of blocks that nobody vouches for.
+    pub(super) fn remove_unwritten(&self, ino: u64) -> bool {
+        let is_left = self.written.get(&ino).is_none();
+        if is_left {
+            self.remove(ino);
+        }
+        is_left
+    }
+
+    /// Those of earlier lives were swept.
+    pub(super) fn set_swept(&self) {
+        self.is_swept.store(true, Ordering::Relaxed);
+        for ino in self.written.keys() {
+            self.written.remove(&ino);
         }
     }
 

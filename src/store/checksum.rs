@@ -1,0 +1,70 @@
+//! The source's own checksums, computed over what is read back from disk.
+
+use md5::Md5;
+use sha2::{Digest, Sha256};
+
+use crate::core::attributes::Checksum;
+
+/// Sums bytes up, in order, as a checksum does.
+#[derive(Debug, Clone)]
+pub enum Summer {
+    /// SHA-256.
+    Sha256(Sha256),
+    /// MD5.
+    Md5(Md5),
+    /// CRC-32C.
+    Crc32c(u32),
+}
+
+impl Summer {
+    /// One that gives the same kind of checksum as `checksum`.
+    pub fn like(checksum: &Checksum) -> Self {
+        match checksum {
+            Checksum::Sha256(_) => Summer::Sha256(Sha256::new()),
+            Checksum::Md5(_) => Summer::Md5(Md5::new()),
+            Checksum::Crc32c(_) => Summer::Crc32c(0),
+        }
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Summer::Sha256(hasher) => hasher.update(bytes),
+            Summer::Md5(hasher) => hasher.update(bytes),
+            Summer::Crc32c(sum) => *sum = crc32c::crc32c_append(*sum, bytes),
+        }
+    }
+
+    /// The checksum of all bytes taken.
+    pub fn finish(self) -> Checksum {
+        match self {
+            Summer::Sha256(hasher) => Checksum::Sha256(hasher.finalize().to_vec()),
+            Summer::Md5(hasher) => Checksum::Md5(hasher.finalize().to_vec()),
+            Summer::Crc32c(sum) => Checksum::Crc32c(sum.to_be_bytes().to_vec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // RFC 1321 A.5, FIPS 180-2 B.1, RFC 3720 B.4.
+    #[test]
+    fn the_checksums_of_known_bytes_are_the_known_ones() {
+        let known: [(&[u8], Checksum, &str); 3] = [
+            (b"abc", Checksum::Md5(vec![]), "md5 900150983cd24fb0d6963f7d28e17f72"),
+            (
+                b"abc",
+                Checksum::Sha256(vec![]),
+                "sha-256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            ),
+            (&[0; 32], Checksum::Crc32c(vec![]), "crc32c 8a9136aa"),
+        ];
+        for (bytes, kind, expected) in known {
+            let mut summer = Summer::like(&kind);
+            bytes.chunks(2).for_each(|piece| summer.update(piece));
+            assert_eq!(summer.finish().to_string(), expected);
+        }
+    }
+}
