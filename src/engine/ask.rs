@@ -31,6 +31,13 @@ impl Engine {
                 self.observe(directory, name, &attributes)
             }
             BoardedOne::Lead(landing) => {
+                // Somebody may have landed between our look and our boarding.
+                let known = self.known(directory.ino, name);
+                if let Some(node) =
+                    known.filter(|node| !node.is_stale() && self.is_fresh(node.checked_ms()))
+                {
+                    return Ok(node);
+                }
                 let asked = self.stat(directory, name, priority).await;
                 let result = match asked {
                     Ok(attributes) => self.observe(directory, name, &attributes),
