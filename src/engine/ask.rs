@@ -33,9 +33,10 @@ impl Engine {
             BoardedOne::Lead(landing) => {
                 // Somebody may have landed between our look and our boarding.
                 let known = self.known(directory.ino, name);
-                if let Some(node) =
-                    known.filter(|node| !node.is_stale() && self.is_fresh(node.checked_ms()))
-                {
+                let is_news = |node: &Arc<Node>| {
+                    node.is_confirmed() && !node.is_stale() && self.is_fresh(node.checked_ms())
+                };
+                if let Some(node) = known.filter(is_news) {
                     return Ok(node);
                 }
                 let asked = self.stat(directory, name, priority).await;

@@ -233,9 +233,10 @@ impl Engine {
         })
     }
 
-    /// Gives the blocks of a failed chunk back of which no byte landed.
-    pub(crate) async fn give_back_room(&self, file: &LazyFile, lease: &Lease) {
-        let Some(part) = file.backing().filter(|_| self.cache.is_limited()) else { return };
+    /// Gives the blocks of a failed chunk back of which no byte landed, in the part that it was fetched into: the file may have
+    /// another one by now, in which they are somebody else's.
+    pub(crate) async fn give_back_room(&self, part: Option<Arc<BackingFile>>, lease: &Lease) {
+        let Some(part) = part.filter(|_| self.cache.is_limited()) else { return };
         let rest = lease.remaining();
         // Nobody reads or fetches them while the lease lives. The block that has some bytes may be read: it stays.
         let blocks = rest.start.div_ceil(BLOCK_SIZE)..rest.blocks().end;
@@ -244,7 +245,7 @@ impl Engine {
         }
         let punched = on_disk("give room back", move || part.punch(blocks)).await;
         if let Err(error) = punched {
-            tracing::debug!(path = %file.path, %error, "room not given back");
+            tracing::debug!(chunk = lease.chunk().id.0, %error, "room not given back");
         }
     }
 

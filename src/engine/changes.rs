@@ -127,15 +127,18 @@ impl Engine {
         {
             return false;
         }
-        if self.changes.refused.insert(node.ino, ()).is_none() {
-            if !node.is_stale() {
-                self.stats.files_changed.increment();
-            }
-            let (path, error) = (node.path(), changed(&node.path()));
-            tracing::warn!(%path, %error, "not followed");
-            self.stats.errors.failed(&path, Some(node.ino), &error);
-        }
+        self.refuse(node.ino, &node.path());
         true
+    }
+
+    /// A file keeps what is here of its first version, and counts as failed.
+    fn refuse(&self, ino: u64, path: &RelPath) {
+        if self.changes.refused.insert(ino, ()).is_none() {
+            self.stats.files_changed.increment();
+            let error = changed(path);
+            tracing::warn!(%path, %error, "not followed");
+            self.stats.errors.failed(path, Some(ino), &error);
+        }
     }
 
     /// The source definitely has no such name. What is local stays. May read the catalog.
@@ -184,6 +187,9 @@ impl Engine {
 
     /// The source answered that `file` has another version now: the next lookup finds it.
     pub(crate) fn found_stale(&self, file: &LazyFile) {
+        if self.settings.on_change == OnChange::Fail {
+            return self.refuse(file.ino, &file.path);
+        }
         if !self.retire(file) {
             return;
         }

@@ -104,7 +104,10 @@ impl Engine {
             && batch.len() < BATCH
             && let Some((last_use, ino)) = self.cache.queue.pop()
         {
-            if let Some(going) = self.cache.hold(last_use, ino) {
+            // What is kept of a first version cannot be had again.
+            if !self.changes.is_refused(ino)
+                && let Some(going) = self.cache.hold(last_use, ino)
+            {
                 bytes += going.bytes();
                 batch.push(going);
             }
@@ -155,6 +158,7 @@ impl Engine {
             return 0;
         }
         let mut files = self.cache.files.values();
+        files.retain(|file| !self.changes.is_refused(file.ino));
         files.sort_by_key(|file| file.last_use.load(Ordering::Relaxed));
         let mut freed = 0;
         for file in files {

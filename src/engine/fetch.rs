@@ -219,7 +219,9 @@ impl Fetcher {
         if lease.landed(bytes as u64) {
             return Ok(());
         }
-        Err(Error::new(Kind::Stale, "read from source").because("its bytes were taken back"))
+        // Not the source's doing: the file is begun anew, and who waited looks again.
+        let error = Error::new(Kind::Io, "keep what is read");
+        Err(error.because("its bytes were taken back").of_destination())
     }
 }
 
@@ -307,7 +309,8 @@ impl Engine {
         self.fetcher.active.insert(chunk.id, entry);
         self.stats.chunks_begun.increment();
         tracing::trace!(chunk = chunk.id.0, ino = file.ino, path = %file.path, range = %chunk.range, "chunk enter");
-        let result = self.fetch_with_retries(&file, &mut lease).await;
+        let mut part = None;
+        let result = self.fetch_with_retries(&file, &mut lease, &mut part).await;
         drop(permit);
         self.fetcher.active.remove(&chunk.id);
         tracing::trace!(chunk = chunk.id.0, ino = file.ino, ok = result.is_ok(), "chunk exit");
@@ -321,7 +324,7 @@ impl Engine {
             Err(error) if self.cache.is_full(&error) => {
                 self.stats.chunks_begun.sub(1); // it never really was
                 self.note_landed(&file, chunk.landed());
-                self.give_back_room(&file, &lease).await;
+                self.give_back_room(part, &lease).await;
                 match chunk.priority() {
                     // Who waits for it reads straight through.
                     Priority::Demand => lease.fail(error, Instant::now() + FULL),
@@ -329,7 +332,7 @@ impl Engine {
                 }
             }
             Err(error) => {
-                self.give_back_room(&file, &lease).await;
+                self.give_back_room(part, &lease).await;
                 if error.kind() == Kind::NoSpace {
                     self.room.ran_out(&error);
                 }
@@ -346,6 +349,7 @@ impl Engine {
         self: &Arc<Self>,
         file: &Arc<LazyFile>,
         lease: &mut Lease,
+        part: &mut Option<Arc<BackingFile>>,
     ) -> Result<()> {
         if file.is_stale() {
             return Err(Error::new(Kind::Stale, "read from source").at(file.path.as_path()));
@@ -357,6 +361,7 @@ impl Engine {
         }
         let backing =
             file.ensure_backing(&self.destination).await.map_err(Error::of_destination)?;
+        *part = Some(Arc::clone(&backing));
         file.phase.advance(crate::core::phase::Phase::Filling);
         file.note_request();
         let mut hasher = None;

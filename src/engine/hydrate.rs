@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
+use crate::core::priority::Priority;
 use crate::core::range::ByteRange;
 use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
@@ -255,8 +256,13 @@ impl Engine {
         let mut tries = 0;
         loop {
             tries += 1;
-            let node = self.lookup(directory.ino, &entry.name).await?;
+            let mut node = self.lookup(directory.ino, &entry.name).await?;
             let path = directory.path().child(&entry.name)?;
+            if !node.is_confirmed() {
+                // Known from an earlier life only, and looked at while the source was away.
+                let work = self.ask(directory, &entry.name, Priority::Hydration);
+                node = self.within_deadline("look up", work).await?;
+            }
             if self.changes.is_refused(node.ino) {
                 return Err(changed(&path));
             }
@@ -308,8 +314,7 @@ impl Engine {
             let mut rest = whole;
             while !self.room.is_short()
                 && let Some(permit) = self.background_permit().await
-                && let Some(led) =
-                    self.lead_with(file, rest, crate::core::priority::Priority::Hydration, permit)
+                && let Some(led) = self.lead_with(file, rest, Priority::Hydration, permit)
             {
                 rest = ByteRange::new(led.end, whole.end);
             }

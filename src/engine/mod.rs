@@ -78,6 +78,9 @@ use crate::source::{Capacity, Source};
 use crate::store::{Destination, Space};
 use crate::sync::{AtomicBool, AtomicU64};
 
+/// What a cache gives at least when the disk takes no more although it seems to have room: more than the probe that then asks again.
+const GIVEN: u64 = 8 << 20;
+
 /// The inode number of the root, fixed by the FUSE protocol.
 pub const ROOT_INO: u64 = 1;
 
@@ -238,7 +241,9 @@ impl Engine {
         let engine = Arc::clone(self);
         let look = move || {
             let mut space = engine.destination.space()?;
-            let lacking = engine.room.lacking(&space);
+            // A quota that the cache itself fills up is not seen in what is free.
+            let is_refused = engine.room.is_refused() || space.is_used_up();
+            let lacking = engine.room.lacking(&space).max(if is_refused { GIVEN } else { 0 });
             if lacking > 0 && engine.give_of_its_own(lacking) {
                 space = engine.destination.space()?;
             }

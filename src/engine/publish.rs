@@ -8,6 +8,7 @@ use crate::core::path::RelPath;
 use crate::core::permits::Permit;
 use crate::core::phase::Phase;
 use crate::core::range::{ByteRange, block_count, block_range};
+use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
 use crate::engine::publisher::Ready;
 use crate::engine::resume::is_ours;
@@ -70,17 +71,28 @@ impl Engine {
             drop(landing);
             return self.seal_if_complete(&file); // evicted, and complete again
         };
-        let part = file.backing();
+        let (part, epoch) = (file.backing(), file.claims.epoch());
         let published = match settled {
             Ok(()) => self.try_publish(&file).await,
             Err(error) => Err(error),
         };
         match published {
             Ok(proof) => {
+                if file.claims.epoch() != epoch && file.backing().is_none() {
+                    // Taken back while it got its name: what has the name was verified before.
+                    file.set_backing(part.clone());
+                    file.claims.mark_present(ByteRange::new(0, file.size()));
+                }
                 self.note_published(&file, proof);
                 self.let_superseded_go(&file, part).await;
             }
-            Err(error) if error.kind() == Kind::Stale => self.found_stale(&file),
+            Err(error) if error.kind() == Kind::Stale => {
+                self.found_stale(&file);
+                if self.changes.is_refused(file.ino) {
+                    self.publisher.verdicts.insert(file.ino, changed(&file.path));
+                    file.phase.advance(Phase::Failed);
+                }
+            }
             Err(error) => {
                 self.publisher.verdicts.insert(file.ino, error.clone());
                 match self.is_worth_another_fetch(&file, &error) {

@@ -116,7 +116,7 @@ fn killed_at_random_moments_it_goes_on_and_loses_nothing() {
     let mut complete = 0;
     for _ in 0..iterations(12) {
         let mut daemon = env.start_in_foreground(&["--hydrate"]);
-        let moment = Duration::from_millis(random.below(1500));
+        let moment = Duration::from_millis(random.below(400));
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let reader = Random::seeded(random.next());

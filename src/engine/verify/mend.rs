@@ -61,9 +61,23 @@ impl Verification {
     }
 
     async fn mend_file(self: &Arc<Self>, record: EntryRecord) -> Result<u64> {
-        let (destination, path) = (Arc::clone(&self.destination), record.path.clone());
+        let (destination, wanted) = (Arc::clone(&self.destination), record.clone());
         let linked = on_disk("look at file", move || {
-            Ok(destination.catalog().other(&path)?.and_then(|other| other.link_of))
+            let path = &wanted.path;
+            if destination.budget().is_some() {
+                return Err(Error::new(Kind::NotSupported, "mend")
+                    .at(path.as_path())
+                    .because("in a cache of limited size nothing is mended")
+                    .hint("`lazycopy forget` it when nobody uses it; it fills again by itself"));
+            }
+            let link_of = destination.catalog().other(path)?.and_then(|other| other.link_of);
+            let now = destination.catalog().entry(path)?;
+            if link_of.is_none() && now.is_some_and(|now| now != wanted) {
+                return Err(Error::new(Kind::Stale, "mend")
+                    .at(path.as_path())
+                    .because("it has changed since it was proven"));
+            }
+            Ok(link_of)
         });
         if let Some(first) = linked.await? {
             return self.mend_link(first, record).await;

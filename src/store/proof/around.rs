@@ -1,13 +1,17 @@
 //! What is proven without a digest of its own.
 
 use std::ops::{ControlFlow, Range};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::core::attributes::EntryKind;
-use crate::core::range::{BLOCK_SIZE, ByteRange};
-use crate::error::{Kind, Result};
+use crate::core::range::{BLOCK_SIZE, ByteRange, block_range};
+use crate::error::{Error, Result};
 use crate::store::Destination;
 use crate::store::catalog::{EntryPhase, EntryRecord, OtherRecord};
+use crate::store::root::open_beneath;
 
 use super::target::hash_blocks;
 use super::{Difference, Flaw, Found, Observer, Proven, runs};
@@ -87,23 +91,17 @@ impl Destination {
         proven: &mut Proven,
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Vec<Range<u64>>>> {
-        let part = match self.reopen_part(record) {
-            Ok(part) => part,
-            // A living daemon has published or given it up meanwhile.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(part) = self.open_part_to_prove(record)? else { return Ok(None) };
         proven.parts += 1;
-        let size = part.size();
-        let descriptor = part.descriptor()?;
+        let size = record.version.fingerprint.size;
+        let failed = |errno| Error::io("read part", errno).at(record.path.as_path());
         let mut bad = Vec::new();
         for run in self.disk.catalog.blocks(record)? {
             for blocks in pieces(run) {
                 let recorded = self.disk.catalog.hashes(record, blocks.clone())?;
                 let range =
                     ByteRange::new(blocks.start * BLOCK_SIZE, blocks.end * BLOCK_SIZE).clip(size);
-                let found = hash_blocks((*descriptor).as_fd(), range, size, buffer)
-                    .map_err(|errno| part.error("read part", errno))?;
+                let found = hash_blocks(part.as_fd(), range, size, buffer).map_err(failed)?;
                 let count = blocks.end - blocks.start;
                 proven.part_blocks += count;
                 proven.unhashed_blocks += count - recorded.len() as u64;
@@ -115,15 +113,38 @@ impl Destination {
                 );
             }
         }
-        // What was taken back while it was read need not be right.
+        // What was taken back while it was read need not be right, and may be right again by now.
         let now = self.disk.catalog.entry(&record.path)?;
         let now = now.filter(|now| now.version == record.version && now.part == record.part);
-        let trusted = match now {
-            Some(now) => self.disk.catalog.blocks(&now)?,
-            None => Vec::new(),
-        };
+        let Some(now) = now else { return Ok(Some(Vec::new())) };
+        let trusted = self.disk.catalog.blocks(&now)?;
         bad.retain(|block| trusted.iter().any(|run| run.contains(block)));
-        Ok(Some(runs(bad)))
+        let mut still = Vec::new();
+        for block in bad {
+            let range = block_range(block, size);
+            let found = hash_blocks(part.as_fd(), range, size, buffer).map_err(failed)?;
+            let recorded = self.disk.catalog.hashes(&now, block..block + 1)?;
+            if found.first().copied().flatten() != recorded.first().copied() {
+                still.push(block);
+            }
+        }
+        Ok(Some(runs(still)))
+    }
+
+    /// The part of a record, for reading alone; `None` if a living daemon has published it or given it up meanwhile. Its mode stays: it
+    /// may just be getting its final one.
+    fn open_part_to_prove(&self, record: &EntryRecord) -> Result<Option<OwnedFd>> {
+        let Some(part) = &record.part else { return Ok(None) };
+        let failed = |errno| Error::io("open part of", errno).at(record.path.as_path());
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+        let opened = match open_beneath(self.disk.state.parts(), part.name.as_bytes(), flags) {
+            Err(Errno::NOENT) => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
+        let stat = rustix::fs::fstat(&opened).map_err(failed)?;
+        let is_it = stat.st_ino == part.inode
+            && u64::try_from(stat.st_size) == Ok(record.version.fingerprint.size);
+        Ok(is_it.then_some(opened))
     }
 
     /// Directories, links and pipes: whether they are there.

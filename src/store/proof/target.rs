@@ -11,7 +11,7 @@ use crate::core::range::{BLOCK_SIZE, ByteRange, block_count, block_range};
 use crate::error::{Error, Kind};
 use crate::store::Identity;
 use crate::store::backing::read_full;
-use crate::store::catalog::{EntryPhase, EntryRecord};
+use crate::store::catalog::EntryRecord;
 use crate::store::destination::Disk;
 use crate::store::recovery::placed_of;
 use crate::store::root::Root;
@@ -206,7 +206,7 @@ impl Target {
     /// Whether the catalog still says of it what it said when it was opened.
     pub(super) fn is_current(disk: &Disk, record: &EntryRecord) -> bool {
         match disk.catalog.entry(&record.path) {
-            Ok(Some(now)) => now == *record || !matches!(now.phase, EntryPhase::Published(_)),
+            Ok(Some(now)) => now == *record,
             // One more name has no record of its own.
             Ok(None) => true,
             Err(_) => true,
