@@ -246,3 +246,27 @@ fn a_hydrated_tree_follows_what_comes_later() {
     assert!(!env.destination().join("LAZYCOPY-INCOMPLETE.txt").exists());
     mounted.unmount();
 }
+
+#[test]
+fn with_on_change_fail_a_read_that_finds_the_change_keeps_what_is_local() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    let page = |version| Page::new(30 * BLOCK, move |offset, len| patterned(version, offset, len));
+    origin.put("/file", page(1).etag("1"));
+    let options = ["--refresh", "never", "--on-change", "fail"];
+    let mounted = env.mount_from(origin.url(), &options);
+    let path = mounted.path("file");
+    let file = File::open(&path).unwrap();
+    assert!(read_at(&file, 0, 8192).unwrap() == patterned(1, 0, 8192));
+    origin.put("/file", page(2).etag("2"));
+    assert_eq!(errno(read_at(&file, 29 * BLOCK, 100)), libc::ESTALE);
+    drop(file);
+    let again = File::open(&path).unwrap();
+    // Out of the daemon, not out of the page cache.
+    rustix::fs::fadvise(&again, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    assert!(read_at(&again, 0, 8192).unwrap() == patterned(1, 0, 8192), "the first version stays");
+    let status = mounted.status();
+    assert_eq!((&status["files"]["failed"], &status["files"]["changed"]), (&1.into(), &1.into()));
+    drop(again);
+    mounted.unmount();
+}
