@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::engine::limits::LimitSettings;
 use crate::error::{Error, Kind, Result};
 use crate::vfs::mount::MountOptions;
 
@@ -28,6 +29,8 @@ pub struct MountSettings {
     pub reads: ReadSettings,
     /// What becomes a plain file, and how.
     pub publish: PublishSettings,
+    /// What may be asked of the source.
+    pub limits: LimitSettings,
     /// Threads that take requests from the kernel; at least 1.
     pub fuse_threads: usize,
 }

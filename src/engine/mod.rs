@@ -13,6 +13,7 @@
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | `through` | from the source straight to readers |
+//! | [`limits`] | what may be asked of the source: how fast, how much, how often |
 //! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
@@ -32,6 +33,7 @@ pub mod fetch;
 pub mod file;
 pub mod hydrate;
 pub mod known;
+pub mod limits;
 pub mod list;
 pub mod listing;
 pub mod node;
@@ -64,6 +66,7 @@ use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
+use crate::engine::limits::Limits;
 use crate::engine::node::{Node, Xattrs};
 use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
@@ -132,6 +135,7 @@ pub struct Engine {
     pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) cache: Cache,
+    limits: Limits,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
@@ -180,6 +184,7 @@ impl Engine {
             landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             cache,
+            limits: Limits::new(settings.limits),
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
@@ -221,6 +226,11 @@ impl Engine {
     /// The settings.
     pub fn settings(&self) -> &EngineSettings {
         &self.settings
+    }
+
+    /// What may be asked of the source.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Whether listings carry attributes.

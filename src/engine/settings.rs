@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::core::retry::RetryPolicy;
+use crate::engine::limits::LimitSettings;
 
 /// What happens to files that lie in the destination already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,6 +54,8 @@ pub struct EngineSettings {
     pub hydrate_files: usize,
     /// A checkpoint begins when so many bytes have landed since the last, whoever else asks for one.
     pub checkpoint_bytes: u64,
+    /// What may be asked of the source.
+    pub limits: LimitSettings,
 }
 
 impl Default for EngineSettings {
@@ -69,6 +72,7 @@ impl Default for EngineSettings {
             on_change: OnChange::Follow,
             hydrate_files: 64,
             checkpoint_bytes: 256 << 20,
+            limits: LimitSettings::default(),
         }
     }
 }
