@@ -336,6 +336,7 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             settings::OnChange::Follow => OnChange::Follow,
             settings::OnChange::Fail => OnChange::Fail,
         },
+        hydrate: settings.hydrate.clone(),
         ..EngineSettings::default()
     }
 }

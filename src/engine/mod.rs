@@ -16,7 +16,7 @@
 //! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
-//! | [`hydrate`] | the whole tree in the background |
+//! | [`hydrate`], [`switch`] | the whole tree in the background; whether it goes on |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 
@@ -44,6 +44,7 @@ pub mod resume;
 pub mod room;
 pub mod settings;
 pub mod stats;
+pub mod switch;
 mod through;
 pub mod tree;
 pub mod verify;
@@ -72,6 +73,7 @@ use crate::engine::resume::Beginning;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
+use crate::engine::switch::Switch;
 use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
@@ -132,6 +134,7 @@ pub struct Engine {
     pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) cache: Cache,
+    pub(crate) switch: Switch,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
@@ -164,6 +167,8 @@ impl Engine {
         let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
+        let disk = Arc::clone(&destination);
+        let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
@@ -180,6 +185,7 @@ impl Engine {
             landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             cache,
+            switch,
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
@@ -221,6 +227,11 @@ impl Engine {
     /// The settings.
     pub fn settings(&self) -> &EngineSettings {
         &self.settings
+    }
+
+    /// Whether hydration goes on.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
     }
 
     /// Whether listings carry attributes.
