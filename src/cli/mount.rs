@@ -12,6 +12,7 @@ use indicatif::MultiProgress;
 
 use crate::cli::background::{self, Leave};
 use crate::cli::exit::Exit;
+use crate::cli::hydrate_options::HydrateArgs;
 use crate::cli::limit_options::LimitArgs;
 use crate::cli::logging::{self, LogArgs};
 use crate::cli::progress::Progress;
@@ -88,6 +89,8 @@ pub(crate) struct MountArgs {
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
+    background: HydrateArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -106,6 +109,7 @@ impl MountArgs {
                 .map(|path| absolute("use state directory", path))
                 .transpose()?,
             fill,
+            hydrate: self.background.settings()?,
             mount: mount_options::parse(&self.options)?,
             tree: TreeSettings {
                 refresh: self.refresh,

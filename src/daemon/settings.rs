@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::engine::limits::LimitSettings;
+use crate::engine::settings::HydrateSettings;
 use crate::error::{Error, Kind, Result};
 use crate::vfs::mount::MountOptions;
 
@@ -21,6 +22,8 @@ pub struct MountSettings {
     pub state_dir: Option<PathBuf>,
     /// What is fetched besides what is read.
     pub fill: Fill,
+    /// How the whole tree is fetched, if it is.
+    pub hydrate: HydrateSettings,
     /// The kernel's side.
     pub mount: MountOptions,
     /// How the tree follows its source.

@@ -337,6 +337,7 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             settings::OnChange::Fail => OnChange::Fail,
         },
         limits: settings.limits,
+        hydrate: settings.hydrate.clone(),
         ..EngineSettings::default()
     }
 }

@@ -17,7 +17,7 @@
 //! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
-//! | [`hydrate`] | the whole tree in the background |
+//! | [`hydrate`], [`switch`] | the whole tree in the background; whether it goes on |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 
@@ -46,6 +46,7 @@ pub mod resume;
 pub mod room;
 pub mod settings;
 pub mod stats;
+pub mod switch;
 mod through;
 pub mod tree;
 pub mod verify;
@@ -75,6 +76,7 @@ use crate::engine::resume::Beginning;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
+use crate::engine::switch::Switch;
 use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
@@ -136,6 +138,7 @@ pub struct Engine {
     pub(crate) room: Room,
     pub(crate) cache: Cache,
     limits: Limits,
+    pub(crate) switch: Switch,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
@@ -168,6 +171,8 @@ impl Engine {
         let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
+        let disk = Arc::clone(&destination);
+        let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
@@ -185,6 +190,7 @@ impl Engine {
             room: Room::new(settings.reserve),
             cache,
             limits: Limits::new(settings.limits),
+            switch,
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
@@ -231,6 +237,11 @@ impl Engine {
     /// What may be asked of the source.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Whether hydration goes on.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
     }
 
     /// Whether listings carry attributes.
