@@ -5,11 +5,13 @@
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
 //! | [`node`], `named`, [`tree`], [`ask`] | inodes and versions; their names; what these mean now; asking the source about one |
 //! | [`listing`], [`list`] | what a directory holds; asking the source for it |
+//! | [`xattrs`] | extended attributes, also while the source is away |
 //! | [`changes`] | what becomes of them when the source changes |
 //! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
+//! | `sidecar` | checksums that lie beside their files at the source |
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | `through` | from the source straight to readers |
@@ -46,11 +48,13 @@ pub mod report;
 pub mod resume;
 pub mod room;
 pub mod settings;
+mod sidecar;
 pub mod stats;
 pub mod switch;
 mod through;
 pub mod tree;
 pub mod verify;
+pub mod xattrs;
 
 use std::ffi::OsString;
 use std::sync::Arc;

@@ -189,9 +189,13 @@ impl Node {
         {
             file.confirm(attributes);
         }
+        let changed = self.attributes.get().unpack().changed;
         let is_news = self.attributes.replace(Packed::new(attributes));
         if is_news {
-            self.xattrs.store(None);
+            // A change of extended attributes changes the time of the inode's change; reading changes others only.
+            if attributes.changed.is_none() || changed != attributes.changed {
+                self.xattrs.store(None);
+            }
             self.state.fetch_or(UNRECORDED, Ordering::AcqRel);
         }
         self.state.fetch_or(CONFIRMED, Ordering::Relaxed);
