@@ -27,16 +27,16 @@ pub struct Changes {
     deleted: Table<RelPath, u64>,
     /// Numbers of files that stay what they were although the source has another version.
     refused: Table<u64, ()>,
-    /// Numbers of directories with something new since the background copy began.
+    /// Numbers of directories with something new since somebody asked to know.
     directories: Table<u64, ()>,
-    /// Whether a background copy wants to know of them. Relaxed: set before its first listing.
+    /// Whether somebody wants to know of them. Relaxed: set before its first listing.
     is_followed: AtomicBool,
     news: Notify,
 }
 
 impl Changes {
-    /// From now on directories with something new are kept for [`Changes::take_directories`].
-    pub(super) fn follow(&self) {
+    /// From now on directories with something new are kept for [`Engine::news`] and [`Changes::take_directories`].
+    pub fn follow(&self) {
         self.is_followed.store(true, Ordering::Relaxed);
     }
 

@@ -198,6 +198,7 @@ impl Engine {
             Some(known) => (Some(known), None),
             None => self.recall(directory, name),
         };
+        let is_unheard_of = known.is_none() && reserved.is_none();
         loop {
             if let Some(node) = &known
                 && node.is_same_version(attributes)
@@ -220,6 +221,8 @@ impl Engine {
                     self.record_name(directory.ino, name, None);
                     if let Some(old) = known {
                         self.supersede(&old, directory.ino, name);
+                    } else if is_unheard_of && self.destination.has_receipt() {
+                        self.changes.note_news(directory.ino);
                     }
                     return Ok(node);
                 }
