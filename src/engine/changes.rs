@@ -143,12 +143,17 @@ impl Engine {
 
     /// The source definitely has no such name. What is local stays. May read the catalog.
     pub(super) fn vanish(self: &Arc<Self>, parent: u64, name: &OsStr) {
-        let gone = self.tree.names.remove(&self.tree.key(parent, name));
-        let recorded = || self.destination.catalog().name(parent, name);
-        // Most names that nobody has were never known: nothing to write then.
-        if gone.is_none() && matches!(recorded(), Ok(None)) {
+        let key = self.tree.key(parent, name);
+        // Most names that nobody has were never known: nothing to write then. Asked in this order: what was said is in the catalog before
+        // it counts as written.
+        if self.tree.names.get(&key).is_none()
+            && self.recorder.is_idle()
+            && matches!(self.destination.catalog().name(parent, name), Ok(None))
+        {
             return;
         }
+        self.tree.gone.mark(key);
+        let gone = self.tree.names.remove(&key);
         self.recorder.say(Said::Gone { parent, name: name.to_owned() });
         if gone.is_some() {
             self.tell(Notice::EntryChanged { parent, name: name.to_owned() });

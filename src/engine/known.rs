@@ -67,12 +67,31 @@ impl Engine {
         })
     }
 
-    /// Brings what the catalog has of a name into memory: its node, or at least the number that was reserved for it. Blocking.
+    /// Brings what the catalog has of a name into memory: its node, or at least the number that was reserved for it. Nothing of a name
+    /// that is gone. Blocking.
     pub(super) fn recall(
         &self,
         directory: &Arc<Node>,
         name: &OsStr,
     ) -> (Option<Arc<Node>>, Option<u64>) {
+        let key = self.tree.key(directory.ino, name);
+        loop {
+            let before = self.tree.gone.count();
+            if self.tree.gone.has(key) {
+                return (None, None);
+            }
+            let found = self.recall_once(directory, name);
+            if self.tree.gone.count() == before {
+                return found;
+            }
+            // It may have gone, and been forgotten, while we read.
+            if let Some(node) = &found.0 {
+                self.tree.names.remove_exact(&key, node);
+            }
+        }
+    }
+
+    fn recall_once(&self, directory: &Arc<Node>, name: &OsStr) -> (Option<Arc<Node>>, Option<u64>) {
         let found = self.destination.catalog().name(directory.ino, name);
         let found = found.unwrap_or_else(|error| {
             tracing::warn!(%error, "name unreadable");
@@ -216,6 +235,9 @@ impl Engine {
         }
         if was_named {
             self.tree.names.get_or_insert(key, Arc::clone(node));
+            if self.tree.gone.has(key) {
+                self.tree.names.remove_exact(&key, node);
+            }
         }
         if let Some(identity) = identity.filter(|_| was_linked) {
             self.tree.links.get_or_insert(identity, Arc::clone(node));

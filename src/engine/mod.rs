@@ -6,7 +6,7 @@
 //! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
 //! | [`listing`], [`list`] | what a directory holds; asking the source for it |
 //! | [`changes`] | what becomes of them when the source changes |
-//! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
+//! | [`known`], [`recorder`], `gone` | the tree out of the catalog into memory and back; what the source shows goes into the catalog, and what it shows no more leaves it |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
@@ -30,6 +30,7 @@ pub mod errors;
 pub mod evict;
 pub mod fetch;
 pub mod file;
+mod gone;
 pub mod hydrate;
 pub mod known;
 pub mod list;
@@ -161,6 +162,7 @@ impl Engine {
         let (root, beginning) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
         let first_chunk = beginning.first_chunk;
         stats.errors.restore(beginning.errors);
+        stats.errors.remember_aside(&destination.recovery().set_aside);
         let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;

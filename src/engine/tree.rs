@@ -14,6 +14,7 @@ use crate::core::ids::Ids;
 use crate::core::path::RelPath;
 use crate::core::priority::Priority;
 use crate::core::table::Table;
+use crate::engine::gone::Gone;
 use crate::engine::known::LetGo;
 use crate::engine::node::Node;
 use crate::engine::{Engine, NEVER, ROOT_INO};
@@ -38,6 +39,7 @@ pub struct Tree {
     /// Inodes that could not leave memory when the kernel forgot them.
     pub(super) leaving: Table<u64, ()>,
     pub(super) let_go: LetGo,
+    pub(super) gone: Gone,
     pub(super) stats_under_way: Flights<Place>,
     pub(super) revalidations: Flights<u64>,
     pub(super) inos: Ids,
@@ -56,6 +58,7 @@ impl Tree {
             listed: Table::default(),
             leaving: Table::default(),
             let_go: LetGo::default(),
+            gone: Gone::default(),
             stats_under_way: Flights::default(),
             revalidations: Flights::default(),
             inos: Ids::starting_at(first_ino.max(ROOT_INO + 1)),
@@ -203,6 +206,7 @@ impl Engine {
             if let Some(node) = &known
                 && node.is_same_version(attributes)
             {
+                self.tree.gone.unmark(key);
                 if node.refresh(attributes, self.now_ms()) {
                     self.note_identity(node, attributes);
                     self.record_name(directory.ino, name, None);
@@ -216,6 +220,7 @@ impl Engine {
             let node = self.version(directory, name, attributes, reserved)?;
             match self.tree.names.compare_exchange(key, known.as_ref(), Arc::clone(&node)) {
                 Ok(()) => {
+                    self.tree.gone.unmark(key);
                     self.tree.nodes.insert(node.ino, Arc::clone(&node));
                     self.note_there(directory, name);
                     self.record_name(directory.ino, name, None);

@@ -492,6 +492,33 @@ fn a_complete_copy_has_a_receipt_and_an_incomplete_one_has_none() {
     mounted.unmount();
 }
 
+#[test]
+fn in_a_cache_a_rotten_file_goes_and_comes_again() {
+    let Some(env) = Env::new() else { return };
+    put_all(&env);
+    let mounted = env.mount(&["--keep", "64MiB"]);
+    for (number, (name, _)) in FILES.iter().enumerate() {
+        assert!(read(mounted.path(name)).unwrap() == content(number), "{name}");
+    }
+    mounted.until_published(FILES.len() as u64);
+    let copy = env.destination().join("odd");
+    flip(&copy, 77);
+    let held = fs::File::open(mounted.path("odd")).unwrap();
+    assert_ne!(verify(&env, &["--repair"]).code, Some(0), "somebody reads it");
+    assert!(copy.exists());
+    drop(held);
+    // The kernel tells that it is closed when it likes.
+    crate::harness::eventually("it is mended", || {
+        (verify(&env, &["--repair"]).code == Some(0)).then_some(())
+    });
+    let odd = FILES.iter().position(|(name, _)| *name == "odd").unwrap();
+    assert!(read(mounted.path("odd")).unwrap() == content(odd));
+    mounted.until_published(FILES.len() as u64);
+    assert!(fs::read(&copy).unwrap() == content(odd));
+    assert_eq!(verify(&env, &[]).code, Some(0));
+    mounted.unmount();
+}
+
 fn has_receipt(env: &Env) -> bool {
     env.destination().join(".lazycopy/receipt.json").exists()
 }
