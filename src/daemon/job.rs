@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
-use crate::daemon::start::{Examine, Place, Started, write_marker};
+use crate::daemon::start::{Examine, Place, Started};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, on_disk};
@@ -43,7 +43,6 @@ impl Job {
         });
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
-            let place = place.clone();
             async move {
                 let examined = async {
                     if examine == Examine::Later {
@@ -52,11 +51,14 @@ impl Job {
                 };
                 match fill {
                     Fill::OnDemand => {
-                        examined.await;
-                        engine.adopt_candidates().await;
+                        let adopted = async {
+                            examined.await;
+                            engine.adopt_candidates().await;
+                        };
+                        let ((), ()) = tokio::join!(adopted, outgrow(&engine));
                     }
                     // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
-                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine, &place))),
+                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine))),
                 }
             }
         });
@@ -65,7 +67,7 @@ impl Job {
     }
 
     /// The whole tree, and then, as long as it is mounted, what comes later.
-    async fn copy_all(&self, engine: &Arc<Engine>, place: &Place) {
+    async fn copy_all(&self, engine: &Arc<Engine>) {
         let mut hydration = Hydration::new(engine);
         let mut copied = hydration.copy_tree().await;
         loop {
@@ -74,9 +76,7 @@ impl Job {
                 engine.news().await;
             }
             self.phase.store(Arc::new(JobPhase::Hydrating));
-            if let Err(error) = write_marker(&engine.destination, place).await {
-                tracing::warn!(%error, "the copy is not marked as incomplete");
-            }
+            mark_incomplete(engine).await;
             copied = hydration.copy_news().await;
         }
     }
@@ -138,6 +138,20 @@ impl Job {
             Fill::Everything if phase != JobPhase::Complete => Outcome::Stopped,
             _ => Outcome::Clean,
         }
+    }
+}
+
+/// A copy that was complete at the start is marked when there is news: nobody copies it.
+async fn outgrow(engine: &Arc<Engine>) {
+    engine.news().await;
+    tracing::info!("the source has something new: the copy is complete no more");
+    mark_incomplete(engine).await;
+}
+
+async fn mark_incomplete(engine: &Arc<Engine>) {
+    let destination = engine.destination();
+    if let Err(error) = on_disk("write marker", move || destination.mark_incomplete()).await {
+        tracing::error!(%error, "the copy is not marked as incomplete");
     }
 }
 

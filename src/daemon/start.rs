@@ -111,7 +111,7 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
     let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
-    write_marker(&destination, &place).await?;
+    mark(&engine, &place, settings.fill).await?;
 
     let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
     let front = FrontSettings {
@@ -294,8 +294,12 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
     Ok(Arc::new(destination))
 }
 
-pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+/// Marks DIR as incomplete, but for a complete copy of which nothing new is asked for and nothing is let go: that stays what it is until
+/// there is news.
+async fn mark(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Result<()> {
+    let destination = engine.destination();
     let limit = destination.budget().map(|budget| format!("--keep {}", budget.cap()));
+    let may_stay = fill == Fill::OnDemand && limit.is_none();
     let how = limit.unwrap_or_else(|| "--hydrate".to_owned());
     let go_on = format!(
         "lazycopy mount {how} --dest {} {} {}",
@@ -303,8 +307,12 @@ pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) 
         quoted(Path::new(&place.source)),
         quoted(&place.mountpoint)
     );
-    let (destination, source) = (Arc::clone(destination), place.source.clone());
-    crate::engine::on_disk("write marker", move || destination.write_marker(&source, &go_on)).await
+    destination.set_marker(&place.source, &go_on);
+    if may_stay && destination.is_complete()? {
+        engine.changes().follow();
+        return Ok(());
+    }
+    crate::engine::on_disk("write marker", move || destination.mark_incomplete()).await
 }
 
 /// As a shell takes it as one word.

@@ -68,12 +68,31 @@ impl Engine {
         })
     }
 
-    /// Brings what the catalog has of a name into memory: its node, or at least the number that was reserved for it. Blocking.
+    /// Brings what the catalog has of a name into memory: its node, or at least the number that was reserved for it. Nothing of a name
+    /// that is gone. Blocking.
     pub(super) fn recall(
         &self,
         directory: &Arc<Node>,
         name: &OsStr,
     ) -> (Option<Arc<Node>>, Option<u64>) {
+        loop {
+            let before = self.tree.gone.count();
+            if self.tree.gone.has(directory.ino, name) {
+                return (None, None);
+            }
+            let found = self.recall_once(directory, name);
+            if self.tree.gone.count() == before {
+                return found;
+            }
+            // It may have gone, and been forgotten, while we read.
+            if let Some(node) = &found.0 {
+                let named = Named::new(directory.ino, name, node);
+                self.tree.names.take_exact(&named, usize::MAX);
+            }
+        }
+    }
+
+    fn recall_once(&self, directory: &Arc<Node>, name: &OsStr) -> (Option<Arc<Node>>, Option<u64>) {
         let found = self.destination.catalog().name(directory.ino, name);
         let found = found.unwrap_or_else(|error| {
             tracing::warn!(%error, "name unreadable");
@@ -225,7 +244,10 @@ impl Engine {
             return true;
         }
         if was_named {
-            self.tree.names.get_or_insert(named);
+            self.tree.names.get_or_insert(named.clone());
+            if self.tree.gone.has(node.parent_ino(), node.name()) {
+                self.tree.names.take_exact(&named, usize::MAX);
+            }
         }
         if let Some(identity) = identity.filter(|_| was_linked) {
             self.tree.links.get_or_insert(identity, Arc::clone(node));

@@ -7,7 +7,7 @@
 //! | [`listing`], [`list`] | what a directory holds; asking the source for it |
 //! | [`xattrs`] | extended attributes, also while the source is away |
 //! | [`changes`] | what becomes of them when the source changes |
-//! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
+//! | [`known`], [`recorder`], `gone` | the tree out of the catalog into memory and back; what the source shows goes into the catalog, and what it shows no more leaves it |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
@@ -33,6 +33,7 @@ pub mod errors;
 pub mod evict;
 pub mod fetch;
 pub mod file;
+mod gone;
 pub mod hydrate;
 pub mod known;
 pub mod limits;
@@ -173,6 +174,7 @@ impl Engine {
         let (root, beginning) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
         let first_chunk = beginning.first_chunk;
         stats.errors.restore(beginning.errors);
+        stats.errors.remember_aside(&destination.recovery().set_aside);
         let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;

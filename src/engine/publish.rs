@@ -106,8 +106,15 @@ impl Engine {
     }
 
     pub(crate) fn note_published(&self, file: &LazyFile, proof: ProofClass) {
-        if file.phase.advance(Phase::Published) {
+        if self.set_published(file, proof) {
             self.stats.count_proof(proof);
+        }
+    }
+
+    /// It is a plain file now, which may be known and counted already; `false` if it was superseded or is one for long.
+    pub(crate) fn set_published(&self, file: &LazyFile, proof: ProofClass) -> bool {
+        let is_now = file.phase.advance(Phase::Published);
+        if is_now {
             self.publisher.verdicts.remove(&file.ino);
             if !self.changes.is_refused(file.ino) {
                 self.stats.errors.succeeded(&file.path);
@@ -115,6 +122,7 @@ impl Engine {
             tracing::debug!(path = %file.path, ino = file.ino, size = file.size(), ?proof, "published");
         }
         file.hashes.clear();
+        is_now
     }
 
     /// Whether the bytes that are here are of no use: the disk lost them, or they are not those that the source sums up. A source that

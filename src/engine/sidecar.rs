@@ -106,8 +106,8 @@ impl Engine {
 
     /// `None` if the listing is not in memory.
     fn is_listed_in_memory(&self, file: &LazyFile, name: &OsString) -> Option<bool> {
-        let node = self.tree.nodes.get(&file.ino)?;
-        let directory = self.tree.nodes.get(&node.parent_ino())?;
+        let node = self.tree.nodes.get(file.ino)?;
+        let directory = self.tree.nodes.get(node.parent_ino())?;
         let Body::Directory(known) = &directory.body else { return None };
         let listing = known.listing.load_full()?;
         let is_beside = node.path() == file.path;

@@ -14,6 +14,7 @@ use crate::core::path::RelPath;
 use crate::core::priority::Priority;
 use crate::core::shelf::Shelf;
 use crate::core::table::Table;
+use crate::engine::gone::Gone;
 use crate::engine::known::LetGo;
 use crate::engine::named::Named;
 use crate::engine::node::Node;
@@ -36,6 +37,7 @@ pub struct Tree {
     /// Inodes that could not leave memory when the kernel forgot them.
     pub(super) leaving: Table<u64, ()>,
     pub(super) let_go: LetGo,
+    pub(super) gone: Gone,
     pub(super) stats_under_way: Flights<Place>,
     pub(super) revalidations: Flights<u64>,
     pub(super) inos: Ids,
@@ -53,6 +55,7 @@ impl Tree {
             listed: Table::default(),
             leaving: Table::default(),
             let_go: LetGo::default(),
+            gone: Gone::default(),
             stats_under_way: Flights::default(),
             revalidations: Flights::default(),
             inos: Ids::starting_at(first_ino.max(ROOT_INO + 1)),
@@ -201,10 +204,12 @@ impl Engine {
             Some(known) => (Some(known), None),
             None => self.recall(directory, name),
         };
+        let is_unheard_of = known.is_none() && reserved.is_none();
         loop {
             if let Some(node) = &known
                 && node.is_same_version(attributes)
             {
+                self.tree.gone.unmark(directory.ino, name);
                 if node.refresh(attributes, self.now_ms()) {
                     self.note_identity(node, attributes);
                     self.record_name(directory.ino, name, None);
@@ -218,11 +223,14 @@ impl Engine {
             let node = self.version(directory, name, attributes, reserved)?;
             match self.tree.name(directory.ino, name, known.as_ref(), &node) {
                 Ok(()) => {
+                    self.tree.gone.unmark(directory.ino, name);
                     self.tree.nodes.insert(Arc::clone(&node));
                     self.note_there(directory, name);
                     self.record_name(directory.ino, name, None);
                     if let Some(old) = known {
                         self.supersede(&old, directory.ino, name);
+                    } else if is_unheard_of && self.destination.has_receipt() {
+                        self.changes.note_news(directory.ino);
                     }
                     return Ok(node);
                 }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -101,6 +102,8 @@ pub(super) struct Disk {
     /// What files may take, if that is limited.
     pub(super) budget: Option<Arc<Budget>>,
     pub(super) receipt: HasReceipt,
+    /// What the marker says; nobody marks what was only opened to be looked at.
+    pub(super) marker: ArcSwapOption<String>,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
 }
@@ -145,6 +148,7 @@ impl Destination {
             ids,
             budget,
             receipt,
+            marker: ArcSwapOption::empty(),
             salt,
         };
         disk.look_for_receipt();
@@ -206,11 +210,8 @@ impl Destination {
         self.recovery.swept_parts
     }
 
-    /// Puts the marker into DIR and takes a receipt away: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
-    ///
-    /// # Errors
-    /// `Exists` if something that is not our marker has its name; else as a write.
-    pub fn write_marker(&self, source: &str, go_on: &str) -> Result<()> {
+    /// What the marker says, from now on: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
+    pub fn set_marker(&self, source: &str, go_on: &str) {
         let meaning = match self.disk.budget {
             None => {
                 "Files that are here are whole; files that are missing here were not copied yet.\n\
@@ -223,8 +224,26 @@ impl Destination {
         };
         let text =
             format!("{MARKER_FIRST_LINE}\n\nSource: {source}\nTo go on: {go_on}\n\n{meaning}\n");
-        self.remove_receipt()?;
-        self.disk.state.write_marker(&self.disk.root, MARKER_FIRST_LINE, &text)
+        self.disk.marker.store(Some(Arc::new(text)));
+    }
+
+    /// Puts the marker into DIR, durably, and then takes a receipt away. May be called by several at once.
+    ///
+    /// # Errors
+    /// `Exists` if something that is not our marker has its name; else as a write. The receipt then stays.
+    pub fn mark_incomplete(&self) -> Result<()> {
+        self.disk.mark_incomplete()
+    }
+
+    /// Whether a receipt shows that the copy was complete when somebody looked last, and nobody has found out more since.
+    ///
+    /// # Errors
+    /// As statat(2).
+    pub fn is_complete(&self) -> Result<bool> {
+        let root = &self.disk.root;
+        let marker = stat_entry(root.fd(), MARKER_NAME.as_ref())
+            .map_err(|errno| root.error("look for marker in", &RelPath::root(), errno))?;
+        Ok(marker.is_none() && self.has_receipt())
     }
 
     /// Takes the marker away, durably. It is no error if there is none.
@@ -296,6 +315,15 @@ impl Destination {
 }
 
 impl Disk {
+    /// See [`Destination::mark_incomplete`].
+    pub(super) fn mark_incomplete(&self) -> Result<()> {
+        if let Some(text) = &*self.marker.load() {
+            let draft = self.part_name(self.ids.next());
+            self.state.write_marker(&self.root, &draft, MARKER_FIRST_LINE, text)?;
+        }
+        self.remove_receipt()
+    }
+
     /// Refuses the names in DIR that are ours.
     pub(super) fn check_path(&self, path: &RelPath) -> Result<()> {
         let first = path.components().next();
