@@ -55,6 +55,50 @@ pub(crate) fn progress(report: &StatusReport) -> String {
     )
 }
 
+/// What the scan has found.
+pub(crate) fn scan(report: &StatusReport) -> String {
+    let how_far = if report.is_scanned { "all listed" } else { "still listing" };
+    format!("{} files, {}, {how_far}", count(report.files.total), bytes(report.bytes.total))
+}
+
+/// Whether there is room.
+pub(crate) fn space(report: &StatusReport) -> String {
+    let space = &report.space;
+    let short = if space.needed > space.free.saturating_sub(space.kept_free) {
+        ": not enough for all of it"
+    } else {
+        ""
+    };
+    format!(
+        "needs {}, free {}, {} kept free{short}",
+        bytes(space.needed),
+        bytes(space.free),
+        bytes(space.kept_free)
+    )
+}
+
+/// How far the copy is, beside a bar.
+pub(crate) fn copy(report: &StatusReport) -> String {
+    let eta = report.eta_s.map_or_else(String::new, |left| format!("  ETA {}", seconds(left)));
+    let failed = match report.files.failed {
+        0 => String::new(),
+        failed => format!("  {} failed", count(failed)),
+    };
+    let phase = match report.phase {
+        JobPhase::Scanning | JobPhase::Hydrating => String::new(),
+        _ => format!("  {}", phase(report)),
+    };
+    let last = match report.last_wait_ms {
+        0 => String::new(),
+        ms => format!(" (last one: {ms} ms)"),
+    };
+    format!(
+        "{:5.1} %  {}/s{eta}{failed}{phase}   your reads go first{last}",
+        report.percent,
+        bytes(report.rate_bytes_per_s)
+    )
+}
+
 /// What the source has no more, if there is any.
 fn gone(files: &FileCounts) -> String {
     let said = |number: u64, what: &str| match number {

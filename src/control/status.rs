@@ -169,6 +169,17 @@ pub struct ChunkCounts {
     pub retried: u64,
 }
 
+/// Room at the destination, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceCounts {
+    /// What the copy still needs, as far as it is known.
+    pub needed: u64,
+    /// What is free.
+    pub free: u64,
+    /// What of it stays free.
+    pub kept_free: u64,
+}
+
 /// A cache of limited size, in bytes allocated on the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheCounts {
@@ -259,6 +270,15 @@ pub struct StatusReport {
     pub active: Vec<ActiveChunk>,
     /// Recent errors, the newest last.
     pub errors: Vec<FileError>,
+    /// Room at the destination.
+    #[serde(default)]
+    pub space: SpaceCounts,
+    /// How long the last read took that had to wait, in ms.
+    #[serde(default)]
+    pub last_wait_ms: u64,
+    /// Every directory was listed.
+    #[serde(default)]
+    pub is_scanned: bool,
     /// Only where not everything is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheCounts>,

@@ -11,7 +11,8 @@ use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
     ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath,
-    PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
+    PausedBy, ProofCounts, SCHEMA, SpaceCounts, StatusReport, StuckOperation, StuckReport,
+    timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
@@ -109,6 +110,7 @@ impl Reporter {
         let phase = job.as_ref().map_or(JobPhase::Idle, |job| job.phase(tally.is_scanned));
         let stats = self.engine.stats();
         let left = tally.bytes.saturating_sub(tally.bytes_local);
+        let (free, kept_free) = self.engine.room_seen();
         let report = StatusReport {
             session: self.session.clone(),
             job: job.map(|job| job.name.clone()).unwrap_or_default(),
@@ -131,6 +133,9 @@ impl Reporter {
             },
             rate_bytes_per_s: stats.rate.bytes_per_s(),
             eta_s: (phase == JobPhase::Hydrating).then(|| stats.rate.eta_s(left)).flatten(),
+            space: SpaceCounts { needed: left, free, kept_free },
+            last_wait_ms: stats.last_wait_ms.get(),
+            is_scanned: tally.is_scanned,
             chunks: self.chunk_counts(),
             active: self.active(),
             errors: self.errors(),

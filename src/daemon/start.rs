@@ -3,14 +3,15 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::control::registry;
 use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::settings::{
-    self, Existing, Fill, KeepPlace, MountSettings, Refresh, SourceSpec,
+    self, Existing, Fill, InPlace, KeepPlace, MountSettings, Refresh, SourceSpec,
 };
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
@@ -37,7 +38,14 @@ pub(super) struct Place {
     /// Without secrets.
     pub(super) source: String,
     pub(super) mountpoint: PathBuf,
+    /// The mountpoint itself in a copy in place.
     pub(super) destination: PathBuf,
+}
+
+impl Place {
+    fn is_in_place(&self) -> bool {
+        self.mountpoint == self.destination
+    }
 }
 
 /// When what lies in the destination already is compared with the source.
@@ -55,6 +63,10 @@ pub(super) struct Started {
     pub(super) place: Place,
     pub(super) fill: Fill,
     pub(super) limit: Option<u64>,
+    pub(super) in_place: Option<InPlace>,
+    /// When the source was first asked.
+    pub(super) listed_at: SystemTime,
+    pub(super) began: Instant,
     pub(super) examine: Examine,
     /// What the user should know from the start.
     pub(super) warnings: Vec<String>,
@@ -69,6 +81,16 @@ impl Started {
     /// What there is and where, for people.
     pub(super) fn first_line(&self) -> String {
         let Place { source, mountpoint, destination } = &self.place;
+        if let Some(in_place) = &self.in_place {
+            let listed_at = humantime::format_rfc3339_seconds(self.listed_at).to_string();
+            return format!(
+                "{} is usable now ({:.1} s), read-only until complete. Source {source}, listed {}",
+                in_place.shown_as.display(),
+                self.began.elapsed().as_secs_f64(),
+                // Without the date.
+                listed_at.split_once('T').map_or(listed_at.as_str(), |(_, time)| time)
+            );
+        }
         let keeps = match (self.fill, self.limit) {
             (Fill::Everything, _) => "everything is copied",
             (Fill::OnDemand, None) => "what is read is kept",
@@ -95,6 +117,7 @@ pub(super) fn raise_file_limit() {
 
 /// Checks, opens, mounts.
 pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)> {
+    let (began, listed_at) = (Instant::now(), SystemTime::now());
     let (place, is_begun) = check_places(&settings)?;
     let way = Way::new(&settings.source, settings.tree.cross_mounts);
     // Before anything is made; where a copy was begun, what is known of it may do instead.
@@ -112,6 +135,9 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
     write_marker(&destination, &place).await?;
+    if place.is_in_place() {
+        cover(&destination, &place).await?;
+    }
 
     let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
     let front = FrontSettings {
@@ -140,11 +166,13 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
         }
     })?;
     sweep_trees(&destination);
-    let (fill, limit) = (settings.fill, settings.keep.limit);
     let started = Started {
         place,
-        fill,
-        limit,
+        fill: settings.fill,
+        limit: settings.keep.limit,
+        in_place: settings.in_place,
+        listed_at,
+        began,
         examine,
         warnings,
         engine,
@@ -174,6 +202,20 @@ fn away_warning(place: &Place, why: &Error) -> String {
     )
 }
 
+/// The last look at DIR by its path: from now on it leads into the mount.
+async fn cover(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+    let (destination, path) = (Arc::clone(destination), place.mountpoint.clone());
+    let conceal = move || {
+        if !destination.is_at(&path)? {
+            return Err(Error::new(Kind::Busy, "mount")
+                .at(&path)
+                .because("another directory was put in its place at the same moment"));
+        }
+        destination.conceal()
+    };
+    crate::engine::on_disk("conceal destination", conceal).await
+}
+
 /// Takes as long as there are trees; nobody waits for it.
 fn sweep_trees(destination: &Arc<Destination>) {
     let destination = Arc::clone(destination);
@@ -189,6 +231,9 @@ fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
     if cleaned > 0 {
         tracing::info!(cleaned, "took away a mount whose daemon is gone");
     }
+    if settings.in_place.is_some() {
+        return check_place(settings);
+    }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
     let destination = match &settings.keep.place {
         KeepPlace::Destination(path) => canonical_destination(path)?,
@@ -196,10 +241,26 @@ fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
             canonical_destination(&cache_of(caches, &settings.source)?)?
         }
     };
+    mountpoint::check_not_covered(&destination)?;
     let is_begun = reach::is_begun(&destination);
     let source = reach::local_place(&settings.source, is_begun)?;
     mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
     Ok((Place { source: String::new(), mountpoint, destination }, is_begun))
+}
+
+/// As [`check_places`], where the mountpoint is the destination.
+fn check_place(settings: &MountSettings) -> Result<(Place, bool)> {
+    let here = mountpoint::check_in_place(&settings.mountpoint)?;
+    let is_begun = reach::is_begun(&here);
+    let source = reach::local_place(&settings.source, is_begun)?;
+    let registry = registry::runtime_directories().into_iter().next();
+    let others: Vec<_> =
+        [("state directory", settings.state_dir.clone()), ("control socket", registry)]
+            .into_iter()
+            .filter_map(|(word, path)| Some((word, path?)))
+            .collect();
+    mountpoint::check_nesting_in_place(source.as_deref(), &here, &others)?;
+    Ok((Place { source: String::new(), mountpoint: here.clone(), destination: here }, is_begun))
 }
 
 /// The cache of a source below `caches`, which is made if it is missing.
@@ -297,12 +358,12 @@ async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc
 pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
     let limit = destination.budget().map(|budget| format!("--keep {}", budget.cap()));
     let how = limit.unwrap_or_else(|| "--hydrate".to_owned());
-    let go_on = format!(
-        "lazycopy mount {how} --dest {} {} {}",
-        quoted(&place.destination),
-        quoted(Path::new(&place.source)),
-        quoted(&place.mountpoint)
-    );
+    let [source, mountpoint, dir] =
+        [Path::new(&place.source), &place.mountpoint, &place.destination].map(quoted);
+    let go_on = match place.is_in_place() {
+        true => format!("lazycopy clone {source} {dir}"),
+        false => format!("lazycopy mount {how} --dest {dir} {source} {mountpoint}"),
+    };
     let (destination, source) = (Arc::clone(destination), place.source.clone());
     crate::engine::on_disk("write marker", move || destination.write_marker(&source, &go_on)).await
 }
