@@ -136,7 +136,7 @@ fn follow(args: &CloneArgs, ready: &Ready, view: View) -> Result<ExitCode> {
     // A channel that closed without a word: unmounted, or killed.
     Ok(settled.ok().and_then(background::tell).unwrap_or_else(|| {
         let dir = args.dir.display();
-        complain(&format!("{dir} is not complete: its daemon has ended; the same command goes on"));
+        complain(&format!("the daemon of {dir} ended before it was done; the same command goes on"));
         Exit::Stopped.into()
     }))
 }
