@@ -15,6 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::background::{self, Ready, Speaks};
 use crate::cli::copying::{CopyingArgs, ServingArgs, parse_time};
 use crate::cli::exit::Exit;
+use crate::cli::hydrate_options::HydrateArgs;
+use crate::cli::limit_options::LimitArgs;
 use crate::cli::logging::{LogArgs, LogPlace};
 use crate::cli::progress::{Progress, View};
 use crate::cli::target::Target;
@@ -52,6 +54,10 @@ pub(crate) struct CloneArgs {
     #[command(flatten)]
     serving: ServingArgs,
     #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    background: HydrateArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -69,11 +75,13 @@ impl CloneArgs {
             keep: KeepSettings { place: KeepPlace::Destination(dir), limit: None },
             state_dir: self.copying.state_dir()?,
             fill: Fill::Everything,
+            hydrate: self.background.settings()?,
             mount: self.serving.mount()?,
             // It keeps the list of its scan.
             tree: self.copying.tree(Some(Refresh::Never)),
             reads: self.serving.reads(),
             publish: self.copying.publish(),
+            limits: self.limits.settings(),
             fuse_threads: self.serving.fuse_threads,
             in_place: Some(InPlace { shown_as: self.dir.clone(), at_end }),
         })
@@ -136,7 +144,9 @@ fn follow(args: &CloneArgs, ready: &Ready, view: View) -> Result<ExitCode> {
     // A channel that closed without a word: unmounted, or killed.
     Ok(settled.ok().and_then(background::tell).unwrap_or_else(|| {
         let dir = args.dir.display();
-        complain(&format!("the daemon of {dir} ended before it was done; the same command goes on"));
+        complain(&format!(
+            "the daemon of {dir} ended before it was done; the same command goes on"
+        ));
         Exit::Stopped.into()
     }))
 }

@@ -9,6 +9,8 @@ mod copying;
 mod doctor;
 pub mod exit;
 mod forget;
+mod hydrate_options;
+mod limit_options;
 mod logging;
 mod mount;
 mod mount_options;

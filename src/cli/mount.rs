@@ -12,6 +12,8 @@ use indicatif::MultiProgress;
 use crate::cli::background::{self, Speaks};
 use crate::cli::copying::{CopyingArgs, ServingArgs, parse_size, parse_time};
 use crate::cli::exit::Exit;
+use crate::cli::hydrate_options::HydrateArgs;
+use crate::cli::limit_options::LimitArgs;
 use crate::cli::logging::{self, LogArgs};
 use crate::cli::progress::{Progress, View};
 use crate::cli::{absolute, complain, finish, say};
@@ -53,6 +55,10 @@ pub(crate) struct MountArgs {
     #[command(flatten)]
     serving: ServingArgs,
     #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    background: HydrateArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -66,10 +72,12 @@ impl MountArgs {
             keep: self.keep_settings()?,
             state_dir: self.copying.state_dir()?,
             fill,
+            hydrate: self.background.settings()?,
             mount: self.serving.mount()?,
             tree: self.copying.tree(self.refresh),
             reads: self.serving.reads(),
             publish: self.copying.publish(),
+            limits: self.limits.settings(),
             fuse_threads: self.serving.fuse_threads,
             in_place: None,
         })

@@ -120,7 +120,10 @@ fn a_clone_ends_as_a_plain_directory_with_everything_of_its_source() {
     let expected = walk(&env.source(), Compare::Everything);
     let ran = clone(&env, env.source(), &["--wait"]);
     assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
-    assert!(ran.out.contains("is usable now (") && ran.out.contains("a plain directory now"), "{ran:?}");
+    assert!(
+        ran.out.contains("is usable now (") && ran.out.contains("a plain directory now"),
+        "{ran:?}"
+    );
     assert_same(&expected, &walk(&dir(&env), Compare::Everything), "the plain directory");
     assert_finished(&env);
 }
@@ -135,13 +138,19 @@ fn every_byte_is_there_at_once_and_the_directory_is_private_until_it_is_whole() 
     assert_eq!(read(dir(&env).join("small")).unwrap(), b"small");
     let file = File::open(dir(&env).join("stuck")).unwrap();
     assert!(read_at(&file, MIB, 4096).unwrap() == patterned(1, MIB, 4096));
-    assert!(!names(&dir(&env)).contains(&OsString::from(MARKER)), "the mount shows the source only");
+    assert!(
+        !names(&dir(&env)).contains(&OsString::from(MARKER)),
+        "the mount shows the source only"
+    );
     drop(file);
     unmounted(&env, &["--wait"]);
     assert!(!is_running(pid));
 
     let marker = fs::read_to_string(dir(&env).join(MARKER)).unwrap();
-    assert!(marker.contains(&format!("lazycopy clone {} {}", origin.url(), dir(&env).display())), "{marker}");
+    assert!(
+        marker.contains(&format!("lazycopy clone {} {}", origin.url(), dir(&env).display())),
+        "{marker}"
+    );
     assert_eq!(fs::metadata(dir(&env)).unwrap().mode() & 0o7777, 0o700);
     // The same command goes on.
     origin.behave("/stuck", Behaviour::Right);
@@ -273,7 +282,10 @@ fn who_stands_in_the_directory_is_named_and_can_step_into_the_plain_one() {
     let ran = waiting.end();
     assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
     for child in [&lives, &stays] {
-        assert!(ran.err.contains(&format!("pid {} (sh): current directory", child.id())), "{ran:?}");
+        assert!(
+            ran.err.contains(&format!("pid {} (sh): current directory", child.id())),
+            "{ran:?}"
+        );
     }
     assert!(ran.err.contains(r#"cd "$PWD""#) && ran.err.contains("in 5s"), "{ran:?}");
     writeln!(lives.stdin.as_mut().unwrap()).unwrap();
@@ -328,8 +340,9 @@ fn killed_after_any_step_of_its_end_the_same_command_ends_alike() {
     let expected = walk(&env.source(), Compare::Everything);
     for step in ["Unmarked", "RootFinished", "Receipted", "Synced", "Detached", "Closed"] {
         let dir = dir(&env);
-        let command = [OsStr::new("clone"), env.source().as_os_str(), dir.as_os_str(), OsStr::new("--wait")]
-            .map(OsStr::to_owned);
+        let command =
+            [OsStr::new("clone"), env.source().as_os_str(), dir.as_os_str(), OsStr::new("--wait")]
+                .map(OsStr::to_owned);
         let cut = env.command(&command).env("LAZYCOPY_TEST_CUT_AFTER", step).output().unwrap();
         let said = String::from_utf8_lossy(&cut.stderr).into_owned();
         assert_eq!(cut.status.code(), Some(5), "{step}: {said}\n{}", env.log());
@@ -370,7 +383,10 @@ fn what_cannot_be_copied_keeps_the_mount_and_is_told() {
     origin.put("/good", Page::of("good"));
     let ran = clone(&env, origin.url(), &["--wait"]);
     assert_eq!(ran.code, Some(1), "{ran:?}\n{}", env.log());
-    assert!(ran.err.contains("1 file could not be copied") && ran.err.contains("lazycopy unmount"), "{ran:?}");
+    assert!(
+        ran.err.contains("1 file could not be copied") && ran.err.contains("lazycopy unmount"),
+        "{ran:?}"
+    );
     assert_eq!(types_at(&dir(&env)), [OURS]);
     assert_eq!(read(dir(&env).join("good")).unwrap(), b"good");
     assert_eq!(status(&env)["phase"], "failed");
@@ -433,11 +449,16 @@ fn a_clone_that_is_refused_changes_nothing() {
     };
     let source = env.source();
     assert!(try_one(&source, &source.join("copy"), None).contains("lies inside the source"));
-    assert!(try_one(&source.join("sub"), &source, None).contains("source lies inside the destination"));
+    assert!(
+        try_one(&source.join("sub"), &source, None).contains("source lies inside the destination")
+    );
     assert!(try_one(&source, &source, None).contains("are the same directory"));
     let log = env.path("fresh/log");
     assert!(try_one(&source, &env.path("fresh"), Some(&log)).contains("the log lies inside"));
-    assert!(try_one(&source, &env.path("no/such/parent"), None).contains("make"), "the parent must exist");
+    assert!(
+        try_one(&source, &env.path("no/such/parent"), None).contains("make"),
+        "the parent must exist"
+    );
     assert!(!env.path("fresh").exists());
     // With --existing overwrite it is a copy like any other.
     let ran = clone(&env, env.source(), &["--wait", "--existing", "overwrite"]);
@@ -476,7 +497,10 @@ fn ctrl_c_and_a_closed_terminal_leave_it_running() {
         kill_process(parent, signal).unwrap();
         let ran = waiting.end();
         assert_eq!(ran.code, Some(5), "{ran:?}");
-        assert!(ran.out.contains("it goes on in the background: lazycopy status --watch"), "{ran:?}");
+        assert!(
+            ran.out.contains("it goes on in the background: lazycopy status --watch"),
+            "{ran:?}"
+        );
         assert!(is_running(pid));
         unmounted(&env, &[]);
     }
