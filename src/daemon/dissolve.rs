@@ -188,6 +188,7 @@ impl<'a> Dissolving<'a> {
 
     /// From here on a command that names this copy works on it itself.
     async fn close(&mut self) {
+        let _nobody_begins = self.reporter.end_of_verifying().await;
         if let Some(control) = self.control.take() {
             control.shutdown(PATIENCE).await;
         }

@@ -6,12 +6,14 @@
 //! | `reach` | the source, or what is known of it while it is away |
 //! | `start` | checks before the start, in the order in which they harm nobody |
 //! | `job` | the background copy and its phase |
+//! | `clone` | what is different where the mountpoint is the destination |
 //! | `dissolve` | a copy in place becomes the plain directory that it covers |
 //! | `report` | status and stuck reports; the control socket's orders |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
+mod clone;
 mod dissolve;
 mod job;
 mod reach;
@@ -26,7 +28,6 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::control::status::JobPhase;
 use crate::daemon::dissolve::Dissolving;
 use crate::daemon::job::Job;
 use crate::daemon::readiness::Readiness;
@@ -161,10 +162,10 @@ async fn until_end(
                 tracing::info!("detached by force");
                 return End::Unmounted;
             }
-            phase = job.ended(), if !is_told => match at_end(started, phase) {
+            phase = job.ended(), if !is_told => match clone::at_end(started, phase) {
                 Some(AtEnd::Dissolve { linger }) => return End::Complete { linger },
                 _ => {
-                    let (line, outcome) = stays(started, phase);
+                    let (line, outcome) = clone::stays(started, phase);
                     readiness.settled(outcome, &line, &[]);
                     is_told = true;
                 }
@@ -181,30 +182,6 @@ async fn until_end(
         () = signals.end() => tracing::warn!("told twice: open handles lose the daemon"),
     }
     End::Unmounted
-}
-
-/// What becomes of the mount of a copy in place that has tried everything.
-fn at_end(started: &Started, phase: JobPhase) -> Option<AtEnd> {
-    let in_place = started.in_place.as_ref()?;
-    (phase == JobPhase::Complete).then_some(in_place.at_end)
-}
-
-/// What a copy in place says that stays mounted.
-fn stays(started: &Started, phase: JobPhase) -> (String, Outcome) {
-    let dir = started.place.destination.display();
-    if phase == JobPhase::Complete {
-        return (format!("{dir} is complete; it stays mounted (--no-dissolve)"), Outcome::Clean);
-    }
-    let line = format!(
-        "{dir} stays mounted: {} could not be copied. `lazycopy status {dir}` names the last; what they still need is read from the source. \
-         To try again: `lazycopy unmount {dir}`, then the same command",
-        match started.engine.stats().entries_failed() {
-            0 => "its end".to_owned(),
-            1 => "1 file".to_owned(),
-            failed => format!("{failed} files"),
-        }
-    );
-    (line, Outcome::SomeFailed)
 }
 
 /// Takes the mount out of the tree and serves what is still open for a while.

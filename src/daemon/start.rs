@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::control::registry;
+use crate::daemon::clone;
 use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::settings::{
     self, Existing, Fill, InPlace, KeepPlace, MountSettings, Refresh, SourceSpec,
@@ -43,7 +43,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn is_in_place(&self) -> bool {
+    pub(super) fn is_in_place(&self) -> bool {
         self.mountpoint == self.destination
     }
 }
@@ -82,14 +82,7 @@ impl Started {
     pub(super) fn first_line(&self) -> String {
         let Place { source, mountpoint, destination } = &self.place;
         if let Some(in_place) = &self.in_place {
-            let listed_at = humantime::format_rfc3339_seconds(self.listed_at).to_string();
-            return format!(
-                "{} is usable now ({:.1} s), read-only until complete. Source {source}, listed {}",
-                in_place.shown_as.display(),
-                self.began.elapsed().as_secs_f64(),
-                // Without the date.
-                listed_at.split_once('T').map_or(listed_at.as_str(), |(_, time)| time)
-            );
+            return clone::first_line(self, in_place);
         }
         let keeps = match (self.fill, self.limit) {
             (Fill::Everything, _) => "everything is copied",
@@ -136,7 +129,7 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     engine.look_at_space().await?;
     write_marker(&destination, &place).await?;
     if place.is_in_place() {
-        cover(&destination, &place).await?;
+        clone::cover(&destination, &place).await?;
     }
 
     let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
@@ -202,20 +195,6 @@ fn away_warning(place: &Place, why: &Error) -> String {
     )
 }
 
-/// The last look at DIR by its path: from now on it leads into the mount.
-async fn cover(destination: &Arc<Destination>, place: &Place) -> Result<()> {
-    let (destination, path) = (Arc::clone(destination), place.mountpoint.clone());
-    let conceal = move || {
-        if !destination.is_at(&path)? {
-            return Err(Error::new(Kind::Busy, "mount")
-                .at(&path)
-                .because("another directory was put in its place at the same moment"));
-        }
-        destination.conceal()
-    };
-    crate::engine::on_disk("conceal destination", conceal).await
-}
-
 /// Takes as long as there are trees; nobody waits for it.
 fn sweep_trees(destination: &Arc<Destination>) {
     let destination = Arc::clone(destination);
@@ -232,7 +211,7 @@ fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
         tracing::info!(cleaned, "took away a mount whose daemon is gone");
     }
     if settings.in_place.is_some() {
-        return check_place(settings);
+        return clone::check_place(settings);
     }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
     let destination = match &settings.keep.place {
@@ -246,21 +225,6 @@ fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
     let source = reach::local_place(&settings.source, is_begun)?;
     mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
     Ok((Place { source: String::new(), mountpoint, destination }, is_begun))
-}
-
-/// As [`check_places`], where the mountpoint is the destination.
-fn check_place(settings: &MountSettings) -> Result<(Place, bool)> {
-    let here = mountpoint::check_in_place(&settings.mountpoint)?;
-    let is_begun = reach::is_begun(&here);
-    let source = reach::local_place(&settings.source, is_begun)?;
-    let registry = registry::runtime_directories().into_iter().next();
-    let others: Vec<_> =
-        [("state directory", settings.state_dir.clone()), ("control socket", registry)]
-            .into_iter()
-            .filter_map(|(word, path)| Some((word, path?)))
-            .collect();
-    mountpoint::check_nesting_in_place(source.as_deref(), &here, &others)?;
-    Ok((Place { source: String::new(), mountpoint: here.clone(), destination: here }, is_begun))
 }
 
 /// The cache of a source below `caches`, which is made if it is missing.

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -11,6 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::extremes::as_a_user;
 use crate::harness::{
     Env, Ran, errno, eventually, is_running, names, patterned, read, read_at, tmpfs, tool, types_at,
 };
@@ -231,7 +232,10 @@ fn an_open_file_is_served_on_whatever_becomes_of_the_plain_one() {
     let plain = File::open(dir(&env).join("stuck")).unwrap();
     assert_ne!(plain.metadata().unwrap().dev(), stuck.metadata().unwrap().dev());
     // The catalog is closed and the lock is left while they are open.
-    eventually("the end of the registration", || env.registered().is_empty().then_some(()));
+    eventually("the lock is left", || {
+        let ran = env.run([OsStr::new("verify"), dir(&env).as_os_str()]);
+        (env.registered().is_empty() && ran.code == Some(0)).then_some(())
+    });
     assert_finished(&env);
     for name in ["stuck", "early"] {
         fs::remove_file(dir(&env).join(name)).unwrap();
@@ -477,6 +481,28 @@ fn a_directory_that_is_a_mountpoint_itself_keeps_its_file_system() {
     assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
     assert_eq!(types_at(&dir(&env)), ["tmpfs"]);
     assert!(fs::read(dir(&env).join("file")).unwrap() == patterned(1, 0, 100_000));
+}
+
+#[test]
+fn an_ordinary_user_clones_into_a_directory_of_his_own() {
+    let Some(env) = Env::new() else { return };
+    env.put("open", "content");
+    fs::create_dir(env.path("user")).unwrap();
+    chown(env.path("user"), Some(65534), Some(65534)).unwrap();
+    let said = as_a_user(
+        &env,
+        r#"cd "$D"
+        trap '$D/lazycopy unmount --force user/tree >/dev/null 2>&1 || :' EXIT
+        export LAZYCOPY_RESERVE=0
+        $D/lazycopy clone source user/tree --wait --no-dissolve
+        grep -o " $D"'/*user/tree .* fuse.lazycopy ' /proc/self/mountinfo
+        $D/lazycopy unmount user/tree
+        rm -r user/tree
+        $D/lazycopy clone source user/tree --wait
+        grep "user/tree" /proc/self/mountinfo || echo "plain: $(cat user/tree/open)"
+        "#,
+    );
+    assert!(said.contains("fuse.lazycopy") && said.contains("plain: content"), "{said}");
 }
 
 #[test]
