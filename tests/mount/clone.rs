@@ -304,6 +304,22 @@ fn who_stands_in_the_directory_is_named_and_can_step_into_the_plain_one() {
 }
 
 #[test]
+fn unmount_by_force_ends_the_time_of_who_stands_in_it() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    origin.put("/stuck", page(2 * MIB).behaves(Behaviour::StallAt(MIB)));
+    let pid = begin(&env, origin.url(), &["--linger", "1h"]);
+    let mut stands = Command::new("sleep").arg("1000").current_dir(dir(&env)).spawn().unwrap();
+    origin.release();
+    until_dissolved(&env);
+    unmounted(&env, &["--force"]);
+    assert!(!is_running(pid));
+    stands.kill().unwrap();
+    stands.wait().unwrap();
+    assert_finished(&env);
+}
+
+#[test]
 fn a_mount_namespace_that_holds_the_mount_is_named_and_served() {
     let Some(env) = Env::new() else { return };
     let origin = Origin::start();
