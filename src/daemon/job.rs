@@ -80,7 +80,8 @@ impl Job {
     pub(super) async fn ended(&self) -> JobPhase {
         let mut ended = self.ended.subscribe();
         loop {
-            if let Some(phase) = *ended.borrow_and_update() {
+            let now = *ended.borrow_and_update();
+            if let Some(phase) = now {
                 return phase;
             }
             if ended.changed().await.is_err() {
