@@ -86,11 +86,10 @@ impl<'a> Dissolving<'a> {
 
     /// All of it. Whoever only stands in the directory is served for `linger`.
     pub(super) async fn run(mut self, linger: Duration, outcome: Outcome) {
-        if !self.detach().await {
-            return;
-        }
+        let is_ours = self.detach().await;
         let said = self.words();
-        if self.ended_within(MOMENT).await {
+        // Also where somebody else took it away: the copy is complete all the same.
+        if !is_ours || self.ended_within(MOMENT).await {
             self.close().await;
             self.readiness.settled(outcome, &said, &[]);
             return;
@@ -125,15 +124,15 @@ impl<'a> Dissolving<'a> {
         cut_after(Step::Synced);
         let mut is_said = false;
         loop {
-            match self.try_detach().await {
-                _ if !is_synced => {}
-                Ok(Unmounted::Done) => break,
-                Ok(Unmounted::AlreadyGone) => return false,
-                Err(error) if !is_said => {
+            // What is not surely on the disk is served on, until somebody takes it away.
+            let detached = if is_synced { Some(self.try_detach().await) } else { None };
+            match detached {
+                Some(Ok(Unmounted::Done | Unmounted::AlreadyGone)) => break,
+                Some(Err(error)) if !is_said => {
                     tracing::warn!(%error, "complete, and stays mounted until that is gone");
                     is_said = true;
                 }
-                Err(_same) => {}
+                Some(Err(_)) | None => {}
             }
             if self.ended_within(LOOK).await {
                 return false;

@@ -215,7 +215,11 @@ fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
     }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
     let destination = match &settings.keep.place {
-        KeepPlace::Destination(path) => canonical_destination(path)?,
+        KeepPlace::Destination(path) => {
+            // What a clone has left that was killed.
+            mountpoint::clean_stale(path)?;
+            canonical_destination(path)?
+        }
         KeepPlace::CacheBelow(caches) => {
             canonical_destination(&cache_of(caches, &settings.source)?)?
         }

@@ -397,6 +397,35 @@ fn killed_in_the_middle_the_same_command_goes_on_below_the_dead_mount() {
 }
 
 #[test]
+fn a_mount_beside_it_goes_on_with_a_clone_that_was_killed() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    origin.put("/stuck", page(8 * MIB).behaves(Behaviour::StallAt(6 * MIB)));
+    let pid = begin(&env, origin.url(), &[]);
+    kill_process(pid, Signal::KILL).unwrap();
+    until_gone(pid);
+    origin.behave("/stuck", Behaviour::Right);
+    let dir = dir(&env);
+    let url = origin.url();
+    let mountpoint = env.mountpoint();
+    let args = [
+        OsStr::new("mount"),
+        OsStr::new(&url),
+        mountpoint.as_os_str(),
+        OsStr::new("--hydrate"),
+        OsStr::new("--dest"),
+        dir.as_os_str(),
+    ];
+    let ran = env.run(args);
+    assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
+    let mounted = env.mounted_now();
+    mounted.until_complete();
+    mounted.unmount();
+    assert!(read(dir.join("stuck")).unwrap() == whole(8 * MIB));
+    assert_finished(&env);
+}
+
+#[test]
 fn what_cannot_be_copied_keeps_the_mount_and_is_told() {
     let Some(env) = Env::new() else { return };
     let origin = Origin::start();
