@@ -9,7 +9,7 @@ use lazycopy::error::Kind;
 use lazycopy::store::{Destination, DestinationOptions, MARKER_NAME};
 
 use super::support::{
-    CHILD_DIRECTORY, child, is_root, metadata, open, open_with, part, parts_in, publish, rel, skip,
+    CHILD_DIRECTORY, child, is_root, metadata, open, part, parts_in, publish, rel, skip,
     start_until_ready,
 };
 
