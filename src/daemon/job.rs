@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
-use crate::daemon::settings::Fill;
+use crate::daemon::dissolve::{Step, cut_after};
+use crate::daemon::settings::{AtEnd, Fill, InPlace};
 use crate::daemon::start::{Examine, Place, Started};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
@@ -23,13 +25,18 @@ pub(super) struct Job {
     pub(super) name: String,
     fill: Fill,
     phase: ArcSwap<JobPhase>,
+    /// The phase in which everything was tried; it may change when something new comes.
+    ended: watch::Sender<Option<JobPhase>>,
+    /// Nothing more is copied after it was complete.
+    is_final: bool,
     task: arc_swap::ArcSwapOption<AbortHandle>,
 }
 
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
     pub(super) fn start(started: &Started) -> Arc<Self> {
-        let Started { engine, place, fill, examine, .. } = started;
+        let Started { engine, place, fill, examine, in_place, .. } = started;
+        let dissolves = |in_place: &InPlace| matches!(in_place.at_end, AtEnd::Dissolve { .. });
         let (fill, examine) = (*fill, *examine);
         let first = match fill {
             Fill::OnDemand => JobPhase::Idle,
@@ -39,6 +46,8 @@ impl Job {
             name: name(place),
             fill,
             phase: ArcSwap::from_pointee(first),
+            ended: watch::Sender::new(None),
+            is_final: in_place.as_ref().is_some_and(dissolves),
             task: arc_swap::ArcSwapOption::empty(),
         });
         let task = tokio::spawn({
@@ -66,6 +75,23 @@ impl Job {
         job
     }
 
+    /// Waits until everything was tried: `Complete`, or `Failed`.
+    ///
+    /// # Cancel safety
+    /// It can be waited for again.
+    pub(super) async fn ended(&self) -> JobPhase {
+        let mut ended = self.ended.subscribe();
+        loop {
+            let now = *ended.borrow_and_update();
+            if let Some(phase) = now {
+                return phase;
+            }
+            if ended.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// The whole tree, and then, as long as it is mounted, what comes later.
     async fn copy_all(&self, engine: &Arc<Engine>) {
         let mut hydration = Hydration::new(engine);
@@ -73,8 +99,14 @@ impl Job {
         loop {
             if !engine.has_news() {
                 self.end(engine, copied).await;
+                let phase = **self.phase.load();
+                self.ended.send_replace(Some(phase));
+                if self.is_final && phase == JobPhase::Complete {
+                    return;
+                }
                 engine.news().await;
             }
+            self.ended.send_replace(None);
             self.phase.store(Arc::new(JobPhase::Hydrating));
             mark_incomplete(engine).await;
             copied = hydration.copy_news().await;
@@ -105,12 +137,18 @@ impl Job {
 
     /// The last steps: DIR itself, then what it can show.
     async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+        let destination = engine.destination();
+        on_disk("remove marker", move || destination.remove_marker()).await?;
+        cut_after(Step::Unmarked);
         engine.finish_root().await?;
+        cut_after(Step::RootFinished);
         let (destination, job) = (engine.destination(), self.name.clone());
         on_disk("write receipt", move || {
             destination.write_receipt(&Copied { job, ended: SystemTime::now() })
         })
-        .await
+        .await?;
+        cut_after(Step::Receipted);
+        Ok(())
     }
 
     /// Where it stands.

@@ -285,6 +285,11 @@ impl Engine {
         Ok(space)
     }
 
+    /// Bytes that were free at the destination at the last look, and bytes that stay free.
+    pub fn room_seen(&self) -> (u64, u64) {
+        self.room.seen()
+    }
+
     /// Whether the destination has too little room to keep more.
     pub fn is_short_of_room(&self) -> bool {
         self.room.is_short()

@@ -39,7 +39,7 @@ pub(super) struct StateDirectory {
     elsewhere: Option<Elsewhere>,
     trees: OwnedFd,
     device: u64,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl StateDirectory {
@@ -60,7 +60,13 @@ impl StateDirectory {
         let device = rustix::fs::fstat(&parts)
             .map_err(|errno| at_state(root, "stat parts of", errno))?
             .st_dev;
-        Ok(Self { fd, parts, elsewhere, trees, device, _lock: lock })
+        Ok(Self { fd, parts, elsewhere, trees, device, lock })
+    }
+
+    /// Lets others have the destination.
+    pub(super) fn leave_lock(&self, root: &Root) -> Result<()> {
+        rustix::fs::flock(&self.lock, FlockOperation::Unlock)
+            .map_err(|errno| at_state(root, "leave the lock of", errno))
     }
 
     /// The directory of unpublished parts.

@@ -21,6 +21,7 @@ use crate::core::in_flight::{InFlightGuard, Noted, Operation};
 use crate::engine::Engine;
 use crate::engine::node::Node;
 use crate::error::{Kind, Result};
+use crate::sync::{AtomicBool, Ordering};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::errno::errno;
 use crate::vfs::listing::{self, Shows};
@@ -62,6 +63,8 @@ pub struct Front {
     settings: FrontSettings,
     statfs: Arc<ArcSwap<StatfsAnswer>>,
     pub(super) opener: Arc<Opener>,
+    /// Only what is open is served on. Relaxed: who asks a moment late is answered as before.
+    names_closed: Arc<AtomicBool>,
 }
 
 /// Runs a callback; a panic in it is EIO for this request (its reply answers that when it is dropped) and nothing else.
@@ -78,7 +81,16 @@ impl Front {
         settings: FrontSettings,
         statfs: Arc<ArcSwap<StatfsAnswer>>,
     ) -> Self {
-        Self { engine, settings, statfs, opener: Arc::default() }
+        Self { engine, settings, statfs, opener: Arc::default(), names_closed: Arc::default() }
+    }
+
+    /// Once it is set, no name is looked up and nothing is opened any more: ENOTCONN, as if the daemon were gone.
+    pub(super) fn names_closed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.names_closed)
+    }
+
+    fn is_closed_to_names(&self) -> bool {
+        self.names_closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn note(
@@ -156,6 +168,9 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("lookup", || {
             let appearance = self.settings.appearance;
             match self.engine.try_lookup(parent.0, name) {
@@ -188,6 +203,9 @@ impl Filesystem for Front {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("readlink", || {
             let note = self.note(Operation::Readlink, request, ino.0, (0, 0));
             let engine = Arc::clone(&self.engine);
@@ -205,6 +223,9 @@ impl Filesystem for Front {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("open", || self.open_file(request, ino.0, flags, reply));
     }
 
@@ -263,6 +284,9 @@ impl Filesystem for Front {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("readdir", || {
             self.with_listing(request, ino.0, offset, Shows::Names, move |engine, listing| {
                 match listing {
@@ -281,6 +305,9 @@ impl Filesystem for Front {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("readdirplus", || {
             let appearance = self.settings.appearance;
             self.with_listing(request, ino.0, offset, Shows::Attributes, move |engine, listing| {

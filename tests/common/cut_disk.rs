@@ -1,5 +1,6 @@
 //! A disk whose power can be cut without touching it: an ext4 image on xfs, copied by reflink at some moment and mounted again elsewhere.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,12 +11,14 @@ pub(crate) const NEEDS: &str = "root, mkfs.xfs, mkfs.ext4 and loop devices";
 /// The disk, mounted; it goes with its owner.
 pub(crate) struct CutDisk {
     directory: tempfile::TempDir,
+    cuts: Cell<u32>,
 }
 
 impl CutDisk {
     /// A disk of `mebibytes`. `None` where it cannot be made.
     pub(crate) fn new(mebibytes: u64) -> Option<Self> {
-        let disk = Self { directory: tempfile::tempdir_in("/var/tmp").unwrap() };
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let disk = Self { directory, cuts: Cell::new(0) };
         let (outer, inner) = (disk.at("outer.img"), disk.at("outer/disk.img"));
         // Room for the blocks that differ between the disk and one copy of it.
         fs::File::create(&outer).unwrap().set_len((3 * mebibytes + 300) << 20).unwrap();
@@ -41,8 +44,16 @@ impl CutDisk {
 
     /// The path of what a power cut at this moment leaves, mounted until the next call.
     pub(crate) fn cut(&self) -> PathBuf {
-        let (image, at) = (self.at("outer/cut.img"), self.at("cut"));
-        run(Command::new("umount").arg(&at));
+        let image = |number: u32| self.at(&format!("outer/cut-{number}.img"));
+        let (number, at) = (self.cuts.get(), self.at("cut"));
+        // Never over an image that somebody may still have mounted: a loop device writes late.
+        self.cuts.set(number + 1);
+        let (last, image) = (image(number), image(number + 1));
+        if last.exists() {
+            let gone = || run(Command::new("umount").arg(&at)).then_some(());
+            super::eventually("the end of all use of the last cut", gone);
+            fs::remove_file(last).unwrap();
+        }
         let copied = Command::new("cp")
             .arg("--reflink=always")
             .arg(self.at("outer/disk.img"))

@@ -9,8 +9,10 @@ use lazycopy::error::Kind;
 use lazycopy::store::{Destination, DestinationOptions, MARKER_NAME};
 
 use super::support::{
+use super::support::{
     CHILD_DIRECTORY, child, is_root, mark, metadata, open, open_with, part, parts_in, publish, rel,
     skip, start_until_ready,
+};
 };
 
 fn refused(path: &Path) -> (Kind, String) {
@@ -147,13 +149,13 @@ fn the_marker_says_how_to_go_on_and_never_replaces_a_file() {
 fn a_concealed_destination_gets_its_mode_back_even_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o2751)).unwrap();
-    let conceal = || DestinationOptions { conceal: true, ..DestinationOptions::default() };
     for _ in 0..2 {
-        let destination = open_with(directory.path(), &conceal());
+        let destination = open(directory.path());
+        destination.conceal().unwrap();
         assert_eq!(mode_of(directory.path()), 0o700);
         drop(destination);
     }
-    let destination = open_with(directory.path(), &conceal());
+    let destination = open(directory.path());
     assert!(destination.finish_root(None).unwrap().is_empty());
     assert_eq!(mode_of(directory.path()), 0o2751);
 
