@@ -5,6 +5,7 @@
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
 //! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
 //! | [`listing`], [`list`] | what a directory holds; asking the source for it |
+//! | [`xattrs`] | extended attributes, also while the source is away |
 //! | [`changes`] | what becomes of them when the source changes |
 //! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
@@ -50,6 +51,7 @@ pub mod switch;
 mod through;
 pub mod tree;
 pub mod verify;
+pub mod xattrs;
 
 use std::ffi::OsString;
 use std::sync::Arc;

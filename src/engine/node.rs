@@ -186,10 +186,14 @@ impl Node {
             file.confirm(attributes);
         }
         let packed = Packed::new(attributes);
-        let is_news = **self.attributes.load() != packed;
+        let before = self.attributes.load_full();
+        let is_news = *before != packed;
         if is_news {
             self.attributes.store(Arc::new(packed));
-            self.xattrs.store(None);
+            // A change of extended attributes changes the time of the inode's change; reading changes others only.
+            if attributes.changed.is_none() || before.unpack().changed != attributes.changed {
+                self.xattrs.store(None);
+            }
             self.state.fetch_or(UNRECORDED, Ordering::AcqRel);
         }
         self.state.fetch_or(CONFIRMED, Ordering::Relaxed);

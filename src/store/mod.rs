@@ -11,7 +11,7 @@
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
 //! | [`evict`] | what goes again from a cache of limited size |
-//! | [`existing`] | what lies in DIR already |
+//! | [`existing`], [`kept_xattrs`] | what lies in DIR already; the extended attributes that it has kept |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
 //! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
@@ -28,6 +28,7 @@ mod elsewhere;
 pub mod evict;
 pub mod existing;
 pub mod forget;
+pub mod kept_xattrs;
 pub mod mend;
 pub mod metadata;
 mod place;

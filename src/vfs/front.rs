@@ -25,6 +25,7 @@ use crate::vfs::attributes::Appearance;
 use crate::vfs::errno::errno;
 use crate::vfs::listing::{self, Shows};
 use crate::vfs::reading::Opener;
+use crate::vfs::xattrs::Wanted;
 
 /// Requests that the kernel keeps in flight in the background. fuser's 16 let 64 stuck readers block every cached read.
 const MAX_BACKGROUND: u16 = 4096;
@@ -190,7 +191,12 @@ impl Filesystem for Front {
         guarded("readlink", || {
             let note = self.note(Operation::Readlink, request, ino.0, (0, 0));
             let engine = Arc::clone(&self.engine);
-            let work = async move { engine.readlink(&*engine.node(ino.0)?).await };
+            let work = async move {
+                let node = engine.node(ino.0)?;
+                let target = engine.readlink(&node).await?;
+                engine.learn_xattrs(&node);
+                Ok(target)
+            };
             self.park(note, work, move |result| match result {
                 Ok(target) => reply.data(target.as_encoded_bytes()),
                 Err(error) => reply.error(errno(&error)),
@@ -309,20 +315,13 @@ impl Filesystem for Front {
         reply: ReplyXattr,
     ) {
         guarded("getxattr", || {
-            let name = name.to_owned();
-            self.with_xattrs(request, ino.0, size, reply, move |xattrs| {
-                let found = xattrs.iter().find(|(known, _)| *known == name);
-                found.map(|(_, value)| value.clone()).ok_or(Errno::ENODATA)
-            });
+            self.with_xattrs(request, ino.0, size, reply, Wanted::Value(name.to_owned()));
         });
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         guarded("listxattr", || {
-            self.with_xattrs(request, ino.0, size, reply, |xattrs| {
-                let names = xattrs.iter().flat_map(|(name, _)| [name.as_encoded_bytes(), b"\0"]);
-                Ok(names.collect::<Vec<_>>().concat())
-            });
+            self.with_xattrs(request, ino.0, size, reply, Wanted::Names);
         });
     }
 
