@@ -11,6 +11,7 @@
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
+//! | `sidecar` | checksums that lie beside their files at the source |
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | `through` | from the source straight to readers |
@@ -46,6 +47,7 @@ pub mod report;
 pub mod resume;
 pub mod room;
 pub mod settings;
+mod sidecar;
 pub mod stats;
 pub mod switch;
 mod through;
