@@ -35,7 +35,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// From now on directories with something new are kept for [`Engine::news`] and [`Changes::take_directories`].
+    /// From now on directories with something new are kept: they are the news of [`Engine::news`].
     pub fn follow(&self) {
         self.is_followed.store(true, Ordering::Relaxed);
     }

@@ -20,7 +20,7 @@
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
 
 mod aside;
-mod backing;
+pub mod backing;
 pub mod catalog;
 pub mod checkpoint;
 pub mod checksum;
