@@ -143,7 +143,7 @@ impl Engine {
 
     /// The source definitely has no such name. What is local stays. May read the catalog.
     pub(super) fn vanish(self: &Arc<Self>, parent: u64, name: &OsStr) {
-        let gone = self.tree.names.remove(&self.tree.key(parent, name));
+        let gone = self.tree.names.take((parent, name));
         let recorded = || self.destination.catalog().name(parent, name);
         // Most names that nobody has were never known: nothing to write then.
         if gone.is_none() && matches!(recorded(), Ok(None)) {

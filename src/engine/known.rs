@@ -7,6 +7,7 @@ use crate::core::flight::Boarded;
 use crate::core::phase::Phase;
 use crate::core::table::Table;
 use crate::engine::listing::Listing;
+use crate::engine::named::Named;
 use crate::engine::node::{Body, Node};
 use crate::engine::stats::Counter;
 use crate::engine::tree::identity_of;
@@ -78,20 +79,24 @@ impl Engine {
             tracing::warn!(%error, "name unreadable");
             None
         });
-        let Some(record) = found else { return (None, self.listed_ino(directory, name)) };
+        let Some(mut record) = found else { return (None, self.listed_ino(directory, name)) };
+        // Most have none: they share the one that says so.
+        let has_none = record.xattrs.take_if(|xattrs| xattrs.is_empty()).is_some();
         let ino = record.ino;
-        let key = self.tree.key(directory.ino, name);
-        let node = match self.tree.nodes.get(&ino) {
+        let node = match self.tree.nodes.get(ino) {
             Some(node) => node,
             None => {
                 let Some(node) = Node::recalled(Some((directory, name)), record) else {
                     return (None, Some(ino));
                 };
+                if has_none {
+                    node.xattrs.store(Some(Arc::clone(&self.no_xattrs)));
+                }
                 self.recall_links(&node);
-                self.tree.nodes.get_or_insert(ino, Arc::new(node))
+                self.tree.nodes.get_or_insert(Arc::new(node))
             }
         };
-        match self.tree.names.compare_exchange(key, None, Arc::clone(&node)) {
+        match self.tree.name(directory.ino, name, None, &node) {
             Ok(()) => {
                 if let Some(identity) = identity_of(&node.attributes()) {
                     self.tree.links.get_or_insert(identity, Arc::clone(&node));
@@ -154,7 +159,7 @@ impl Engine {
 
     /// The kernel has forgotten `count` lookups of an inode: it may leave memory.
     pub fn forget(&self, ino: u64, count: u64) {
-        let Some(node) = self.tree.nodes.get(&ino).filter(|node| node.ino != ROOT_INO) else {
+        let Some(node) = self.tree.nodes.get(ino).filter(|node| node.ino != ROOT_INO) else {
             return;
         };
         if !node.unrefer(count) {
@@ -164,6 +169,10 @@ impl Engine {
             // Whether the catalog has all of it is looked up where one may wait.
             Body::File(file) if file.get().is_some() => {
                 self.tree.leaving.insert(ino, ());
+            }
+            Body::Directory(directory) => {
+                directory.listing.load().iter().for_each(|listing| listing.note_disuse());
+                self.let_go(node);
             }
             _ => self.let_go(node),
         }
@@ -207,15 +216,16 @@ impl Engine {
 
     /// Takes a node out of all tables unless somebody else holds it.
     fn remove(&self, node: &Arc<Node>) -> bool {
-        let key = self.tree.key(node.parent_ino(), node.name());
+        let named = Named::First(Arc::clone(node));
         let identity = identity_of(&node.attributes());
-        let was_named = self.tree.names.remove_exact(&key, node);
+        let was_named = self.tree.names.take_exact(&named, usize::MAX);
         let was_linked = identity.is_some_and(|id| self.tree.links.remove_exact(&id, node));
-        if self.tree.nodes.remove_unused(&node.ino, node, 1) {
+        // The caller, `named` and the shelf have it.
+        if self.tree.nodes.take_exact(node, 3) {
             return true;
         }
         if was_named {
-            self.tree.names.get_or_insert(key, Arc::clone(node));
+            self.tree.names.get_or_insert(named);
         }
         if let Some(identity) = identity.filter(|_| was_linked) {
             self.tree.links.get_or_insert(identity, Arc::clone(node));
@@ -240,7 +250,7 @@ impl Engine {
         for node in self.tree.listed.values() {
             let Ok(directory) = node.directory() else { continue };
             let Some(listing) = directory.listing.load_full() else { continue };
-            if listing.is_recorded() && now.saturating_sub(listing.used_ms()) >= LISTING_IDLE_MS {
+            if listing.is_recorded() && listing.is_idle(now, LISTING_IDLE_MS) {
                 directory.listing.compare_and_swap(&listing, None);
                 self.tree.listed.remove(&node.ino);
                 for entry in listing.after(0) {
@@ -252,7 +262,7 @@ impl Engine {
         }
         for ino in self.tree.leaving.keys() {
             self.tree.leaving.remove(&ino);
-            if let Some(node) = self.tree.nodes.get(&ino) {
+            if let Some(node) = self.tree.nodes.get(ino) {
                 self.let_go(node);
             }
         }

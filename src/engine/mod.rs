@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
-//! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
+//! | [`node`], `named`, [`tree`], [`ask`] | inodes and versions; their names; what these mean now; asking the source about one |
 //! | [`listing`], [`list`] | what a directory holds; asking the source for it |
 //! | [`changes`] | what becomes of them when the source changes |
 //! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
@@ -36,6 +36,7 @@ pub mod known;
 pub mod limits;
 pub mod list;
 pub mod listing;
+mod named;
 pub mod node;
 pub mod publish;
 pub mod publisher;

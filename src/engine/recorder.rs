@@ -231,7 +231,7 @@ fn record_of(
         kind: packed.kind(),
         position: listed.map_or(0, |(position, ..)| position),
         is_first: node.parent_ino() == parent && node.name() == name,
-        attributes: Some((*packed).clone()),
+        attributes: Some(packed),
         target,
         xattrs: node.xattrs.load().as_deref().filter(is_small).cloned(),
     })
