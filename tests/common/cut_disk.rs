@@ -4,9 +4,13 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// What making one needs.
 pub(crate) const NEEDS: &str = "root, mkfs.xfs, mkfs.ext4 and loop devices";
+
+/// How long the last user of a cut may take to leave it.
+const IN_USE: Duration = Duration::from_secs(60);
 
 /// The disk, mounted; it goes with its owner.
 pub(crate) struct CutDisk {
@@ -50,8 +54,11 @@ impl CutDisk {
         self.cuts.set(number + 1);
         let (last, image) = (image(number), image(number + 1));
         if last.exists() {
-            let gone = || run(Command::new("umount").arg(&at)).then_some(());
-            super::eventually("the end of all use of the last cut", gone);
+            let deadline = Instant::now() + IN_USE;
+            while !run(Command::new("umount").arg(&at)) {
+                assert!(Instant::now() < deadline, "the last cut is in use for ever");
+                std::thread::sleep(Duration::from_millis(20));
+            }
             fs::remove_file(last).unwrap();
         }
         let copied = Command::new("cp")

@@ -9,7 +9,6 @@ use lazycopy::error::Kind;
 use lazycopy::store::{Destination, DestinationOptions, MARKER_NAME};
 
 use super::support::{
-use super::support::{
     CHILD_DIRECTORY, child, is_root, mark, metadata, open, open_with, part, parts_in, publish, rel,
     skip, start_until_ready,
 };
