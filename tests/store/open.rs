@@ -12,7 +12,6 @@ use super::support::{
     CHILD_DIRECTORY, child, is_root, mark, metadata, open, open_with, part, parts_in, publish, rel,
     skip, start_until_ready,
 };
-};
 
 fn refused(path: &Path) -> (Kind, String) {
     let error = Destination::open(path, DestinationOptions::default()).unwrap_err();
