@@ -9,8 +9,8 @@ use lazycopy::error::Kind;
 use lazycopy::store::{Destination, DestinationOptions, MARKER_NAME};
 
 use super::support::{
-    CHILD_DIRECTORY, child, is_root, mark, metadata, open, open_with, part, parts_in, publish, rel,
-    skip, start_until_ready,
+    CHILD_DIRECTORY, child, is_root, mark, metadata, open, part, parts_in, publish, rel, skip,
+    start_until_ready,
 };
 
 fn refused(path: &Path) -> (Kind, String) {
