@@ -6,12 +6,13 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use tokio::task::AbortHandle;
 
-use crate::control::status::JobPhase;
+use crate::control::status::{JobPhase, PausedBy};
 use crate::daemon::Outcome;
 use crate::daemon::settings::Fill;
 use crate::daemon::start::{Examine, Place, Started, write_marker};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
+use crate::engine::switch::SwitchState;
 use crate::engine::{Engine, on_disk};
 use crate::error::Result;
 use crate::store::receipt::Copied;
@@ -54,6 +55,7 @@ impl Job {
                     Fill::OnDemand => {
                         examined.await;
                         engine.adopt_candidates().await;
+                        obey_idle(&engine).await;
                     }
                     // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
                     Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine, &place))),
@@ -64,20 +66,30 @@ impl Job {
         job
     }
 
-    /// The whole tree, and then, as long as it is mounted, what comes later.
+    /// The whole tree, and then, as long as it is mounted, what comes later and what failed.
     async fn copy_all(&self, engine: &Arc<Engine>, place: &Place) {
         let mut hydration = Hydration::new(engine);
-        let mut copied = hydration.copy_tree().await;
+        let mut work = Work::Tree;
         loop {
-            if !engine.has_news() {
+            until_ordered_to_go_on(engine).await;
+            let copied = match work {
+                Work::Tree => hydration.copy_tree().await,
+                Work::News => hydration.copy_news().await,
+                Work::Failed => hydration.retry().await,
+            };
+            work = if hydration.is_cut() {
+                Work::Tree
+            } else if engine.has_news() {
+                Work::News
+            } else {
                 self.end(engine, copied).await;
-                engine.news().await;
-            }
+                let work = next_work(engine).await;
+                if let Err(error) = write_marker(&engine.destination, place).await {
+                    tracing::warn!(%error, "the copy is not marked as incomplete");
+                }
+                work
+            };
             self.phase.store(Arc::new(JobPhase::Hydrating));
-            if let Err(error) = write_marker(&engine.destination, place).await {
-                tracing::warn!(%error, "the copy is not marked as incomplete");
-            }
-            copied = hydration.copy_news().await;
         }
     }
 
@@ -107,17 +119,20 @@ impl Job {
     async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
         engine.finish_root().await?;
         let (destination, job) = (engine.destination(), self.name.clone());
+        let skipped = engine.stats().files_skipped.get();
         on_disk("write receipt", move || {
-            destination.write_receipt(&Copied { job, ended: SystemTime::now() })
+            destination.write_receipt(&Copied { job, ended: SystemTime::now(), skipped })
         })
         .await
     }
 
-    /// Where it stands.
-    pub(super) fn phase(&self, is_scanned: bool) -> JobPhase {
-        match **self.phase.load() {
-            JobPhase::Scanning if is_scanned => JobPhase::Hydrating,
-            phase => phase,
+    /// Where it stands; a pause is told by [`paused_by`].
+    pub(super) fn phase(&self, is_scanned: bool, switch: SwitchState) -> JobPhase {
+        match (**self.phase.load(), switch) {
+            (JobPhase::Scanning | JobPhase::Hydrating, SwitchState::Draining) => JobPhase::Draining,
+            (JobPhase::Scanning | JobPhase::Hydrating, SwitchState::Stopped) => JobPhase::Stopped,
+            (JobPhase::Scanning, _) if is_scanned => JobPhase::Hydrating,
+            (phase, _) => phase,
         }
     }
 
@@ -138,6 +153,62 @@ impl Job {
             Fill::Everything if phase != JobPhase::Complete => Outcome::Stopped,
             _ => Outcome::Clean,
         }
+    }
+}
+
+/// What a run copies.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Tree,
+    News,
+    Failed,
+}
+
+/// Waits while an order holds that ends what runs. What was to be finished is, when this is called.
+async fn until_ordered_to_go_on(engine: &Engine) {
+    let switch = engine.switch();
+    while switch.state().is_ending() {
+        switch.drained();
+        switch.until(|state| state != SwitchState::Stopped).await;
+    }
+}
+
+/// Waits for something to do: news of the source, or the order to go on after something failed.
+async fn next_work(engine: &Arc<Engine>) -> Work {
+    let switch = engine.switch();
+    loop {
+        let orders = switch.orders();
+        switch.drained();
+        tokio::select! {
+            () = engine.news() => return Work::News,
+            () = switch.ordered_since(orders) => {}
+        }
+        if switch.is_running() && engine.stats().entries_failed() > 0 {
+            return Work::Failed;
+        }
+    }
+}
+
+/// Without a copy in the background there is nothing to finish.
+async fn obey_idle(engine: &Engine) {
+    loop {
+        engine.switch().until(|state| state == SwitchState::Draining).await;
+        engine.switch().drained();
+    }
+}
+
+/// What holds a copy back that is not finished.
+pub(super) fn paused_by(engine: &Engine, phase: JobPhase) -> Option<PausedBy> {
+    match phase {
+        JobPhase::Scanning | JobPhase::Hydrating => {}
+        _ => return None,
+    }
+    if engine.switch().state() == SwitchState::Paused {
+        Some(PausedBy::User)
+    } else if engine.is_source_away() {
+        Some(PausedBy::Source)
+    } else {
+        engine.is_short_of_room().then_some(PausedBy::Space)
     }
 }
 
