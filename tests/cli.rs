@@ -98,6 +98,8 @@ fn wrong_usage_is_exit_2_and_one_line() {
     env.refuses(&["mont"], 2, "unrecognized subcommand 'mont'");
     env.refuses(&["mount", "/s", "/m", "--fast"], 2, "--fast");
     env.refuses(&["mount", "/s", "/m", "--keep", "much"], 2, "all");
+    env.refuses(&["mount", "/s", "/m", "--exclude", "a["], 2, "--exclude a[");
+    env.refuses(&["mount", "/s", "/m", "--max-jobs", "0"], 2, "1..=1024");
     env.refuses(&["mount", "/s", "/m", "--keep", "1MiB"], 2, "8 MiB");
     env.refuses(&["mount", "/s", "/m", "--hydrate"], 2, "--keep all");
     env.refuses(&["mount", "/s", "/m", "--dest", "/d", "--keep", "1GiB", "--hydrate"], 2, "--keep");

@@ -1,6 +1,10 @@
 //! Laws of the engine, on a source that the test writes and a real directory: no FUSE.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "engine/forest.rs"]
+mod forest;
+#[path = "engine/hydration.rs"]
+mod hydration;
 #[path = "engine/publishing.rs"]
 mod publishing;
 

@@ -22,7 +22,7 @@ pub(crate) struct HydrateArgs {
     )]
     order: OrderArg,
     /// Copy what matches before everything else: a name as '*.idx', or a path from the root as 'a/b/**'; may be repeated [default: none]
-    #[arg(long, hide = true, value_name = "GLOB", env = "LAZYCOPY_FIRST", hide_env_values = true)]
+    #[arg(long, value_name = "GLOB", env = "LAZYCOPY_FIRST", hide_env_values = true)]
     first: Vec<String>,
     /// Copy only what matches, and all below it; may be repeated [default: everything but .nfs*, .snapshot, ~snapshot, .zfs, @eaDir, #recycle, lost+found: these only where a glob names them]
     #[arg(
@@ -43,7 +43,7 @@ pub(crate) struct HydrateArgs {
     )]
     exclude: Vec<String>,
     /// Most files that are fetched at once, 1 to 1024; as many as pay off are [default: 64]
-    #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_MAX_JOBS", hide_env_values = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, value_name = "N", env = "LAZYCOPY_MAX_JOBS", hide_env_values = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     max_jobs: Option<usize>,
     /// How the files that are fetched at once are spread over directories
     #[arg(

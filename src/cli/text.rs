@@ -43,8 +43,12 @@ pub(crate) fn progress(report: &StatusReport) -> String {
         0 => String::new(),
         failed => format!(", {} failed", count(failed)),
     };
+    let skipped = match report.files.skipped {
+        0 => String::new(),
+        skipped => format!(", {} left out", count(skipped)),
+    };
     format!(
-        "{:5.1} %  {} of {}  {}/s{eta}  {} of {} files{failed}  {}",
+        "{:5.1} %  {} of {}  {}/s{eta}  {} of {} files{failed}{skipped}  {}",
         report.percent,
         bytes(report.bytes.local),
         bytes(report.bytes.total),
@@ -100,7 +104,9 @@ fn gone(files: &FileCounts) -> String {
         0 => String::new(),
         number => format!(", {} {what}", count(number)),
     };
-    said(files.deleted, "deleted at the source and kept here") + &said(files.vanished, "vanished")
+    said(files.skipped, "left out")
+        + &said(files.deleted, "deleted at the source and kept here")
+        + &said(files.vanished, "vanished")
 }
 
 /// About ten lines about one daemon.

@@ -122,6 +122,9 @@ pub struct FileCounts {
     /// Listed, and gone when they were to be copied.
     #[serde(default)]
     pub vanished: u64,
+    /// Left out of the copy by a glob, or because it is litter of file servers; a directory with all below it is one.
+    #[serde(default)]
+    pub skipped: u64,
     /// Metadata that could not be kept.
     pub warnings: u64,
 }
@@ -213,6 +216,16 @@ pub struct ActiveChunk {
     pub priority: String,
 }
 
+/// A source directory in which files are being fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneReport {
+    /// The directory, below the root.
+    #[serde(flatten)]
+    pub path: JsonPath,
+    /// Files of it that are fetched at once now.
+    pub workers: u64,
+}
+
 /// One recent error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileError {
@@ -256,7 +269,7 @@ pub struct StatusReport {
     pub phase: JobPhase,
     /// What holds hydration back.
     pub paused_by: Option<PausedBy>,
-    /// Bytes local of bytes known, 0–100.
+    /// Bytes local of bytes to be copied, 0–100; while directories are still being listed, of the share of them that was. Never falls.
     pub percent: f64,
     /// Counts of files.
     pub files: FileCounts,
@@ -272,6 +285,9 @@ pub struct StatusReport {
     pub chunks: ChunkCounts,
     /// Running chunks.
     pub active: Vec<ActiveChunk>,
+    /// Where the background copy works now; at most 64.
+    #[serde(default)]
+    pub lanes: Vec<LaneReport>,
     /// Recent errors, the newest last.
     pub errors: Vec<FileError>,
     /// Only in a copy in place.
@@ -384,7 +400,7 @@ mod tests {
         fields.sort();
         assert_eq!(
             fields.join(" "),
-            "active bytes chunks dest elapsed_s errors eta_s files job mountpoint paused_by percent phase proof rate_bytes_per_s schema session source started_at"
+            "active bytes chunks dest elapsed_s errors eta_s files job lanes mountpoint paused_by percent phase proof rate_bytes_per_s schema session source started_at"
         );
         assert_eq!(
             json["active"][0],

@@ -3,6 +3,7 @@
 //! A glob without `/` is compared with the name, at any depth; one with `/` with the whole path from the root. `*` and `?` never match a
 //! slash, `**` does. What is left out is shown and readable all the same; it is only not copied ahead.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use globset::{Glob, GlobBuilder, GlobSet};
@@ -68,22 +69,29 @@ impl Filter {
         if self.include.globs.is_empty() { Scope::Copied } else { Scope::Walked }
     }
 
-    /// The scope of an entry, given that of the directory it lies in.
-    pub fn below(&self, directory: Scope, path: &RelPath, is_directory: bool) -> Scope {
-        if directory.is_left_out() {
-            return directory;
+    /// The scope of the entry `name` of `directory`, whose scope is `above`.
+    pub fn below(
+        &self,
+        above: Scope,
+        directory: &RelPath,
+        name: &OsStr,
+        is_directory: bool,
+    ) -> Scope {
+        if above.is_left_out() {
+            return above;
         }
-        if self.exclude.matches(path) {
+        if self.exclude.matches(directory, name) {
             return Scope::Excluded;
         }
-        if let Some(kind) = litter(path) {
-            let named = self.named.get(kind).and_then(|named| named.scope(path, is_directory));
+        if let Some(kind) = litter(name) {
+            let named = self.named.get(kind);
+            let named = named.and_then(|named| named.scope(directory, name, is_directory));
             return named.unwrap_or(Scope::Litter);
         }
-        if directory == Scope::Copied {
+        if above == Scope::Copied {
             return Scope::Copied;
         }
-        self.include.scope(path, is_directory).unwrap_or(Scope::Excluded)
+        self.include.scope(directory, name, is_directory).unwrap_or(Scope::Excluded)
     }
 
     /// The scope of any path, looked at from the root down.
@@ -92,16 +100,16 @@ impl Filter {
         let mut scope = self.root();
         let depth = path.components().count();
         for (level, name) in path.components().enumerate() {
+            scope = self.below(scope, &at, name, is_directory || level + 1 < depth);
             let Ok(child) = at.child(name) else { return Scope::Excluded };
             at = child;
-            scope = self.below(scope, &at, is_directory || level + 1 < depth);
         }
         scope
     }
 
-    /// Whether the entry is to be copied before all others.
-    pub fn is_first(&self, path: &RelPath) -> bool {
-        self.first.matches(path)
+    /// Whether the entry `name` of `directory` is to be copied before all others.
+    pub fn is_first(&self, directory: &RelPath, name: &OsStr) -> bool {
+        self.first.matches(directory, name)
     }
 
     /// Whether any entry may have to be copied before all others.
@@ -126,8 +134,8 @@ fn litter_words() -> impl Iterator<Item = &'static str> {
 }
 
 /// Which kind of litter it is, if it is any.
-fn litter(path: &RelPath) -> Option<usize> {
-    let name = path.name().as_encoded_bytes();
+fn litter(name: &OsStr) -> Option<usize> {
+    let name = name.as_encoded_bytes();
     LITTER
         .iter()
         .position(|word| name == word.as_bytes())
@@ -162,8 +170,8 @@ impl Globs {
         self.texts.is_empty()
     }
 
-    fn matches(&self, path: &RelPath) -> bool {
-        self.names.is_match(Path::new(path.name())) || self.paths.is_match(path.as_path())
+    fn matches(&self, directory: &RelPath, name: &OsStr) -> bool {
+        self.names.is_match(Path::new(name)) || is_path_in(&self.paths, directory, name)
     }
 }
 
@@ -203,15 +211,20 @@ impl Include {
         Ok(Self { globs, ways, is_anywhere })
     }
 
-    fn scope(&self, path: &RelPath, is_directory: bool) -> Option<Scope> {
-        if self.globs.matches(path) {
+    fn scope(&self, directory: &RelPath, name: &OsStr, is_directory: bool) -> Option<Scope> {
+        if self.globs.matches(directory, name) {
             return Some(Scope::Copied);
         }
         let leads = is_directory
             && !self.globs.is_empty()
-            && (self.is_anywhere || self.ways.is_match(path.as_path()));
+            && (self.is_anywhere || is_path_in(&self.ways, directory, name));
         leads.then_some(Scope::Walked)
     }
+}
+
+/// Whether the path of an entry matches. It is put together only if there is something to compare it with.
+fn is_path_in(globs: &GlobSet, directory: &RelPath, name: &OsStr) -> bool {
+    !globs.is_empty() && globs.is_match(directory.as_path().join(name))
 }
 
 /// A glob as it is compared, and whether with the whole path.
@@ -236,7 +249,6 @@ fn refused(option: &str, text: &str, error: &globset::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sync::Mutex;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Time over which the rate is smoothed.
 const SMOOTHING_S: f64 = 5.0;
@@ -57,6 +57,27 @@ impl Rate {
     }
 }
 
+/// A share for people that never falls, to a thousandth.
+#[derive(Debug, Default)]
+pub struct Highest(AtomicU64);
+
+impl Highest {
+    /// The highest so far, `percent` included.
+    pub fn raise(&self, percent: f64) -> f64 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a float cast saturates"
+        )]
+        let thousandths = (percent * 1000.0) as u64;
+        // Relaxed: the number itself is all that is exchanged.
+        let highest = self.0.fetch_max(thousandths, Ordering::Relaxed).max(thousandths);
+        #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+        let percent = highest as f64 / 1000.0;
+        percent
+    }
+}
+
 #[cfg(all(test, not(lazycopy_loom)))]
 mod tests {
     use super::*;
@@ -72,6 +93,14 @@ mod tests {
         }
         assert_eq!(rate.bytes_per_s(), 1000);
         assert_eq!(rate.eta_s(10_500), Some(11));
+    }
+
+    // O2: progress above 100 %, and falling when more was found.
+    #[test]
+    fn the_share_shown_never_falls() {
+        let highest = Highest::default();
+        let shown = [10.0, 5.0, 50.25, 0.0].map(|percent| highest.raise(percent));
+        assert_eq!(shown, [10.0, 10.0, 50.25, 50.25]);
     }
 
     #[test]

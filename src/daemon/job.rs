@@ -7,13 +7,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::control::status::JobPhase;
+use crate::control::status::{JobPhase, PausedBy};
 use crate::daemon::Outcome;
 use crate::daemon::dissolve::{Step, cut_after};
 use crate::daemon::settings::{AtEnd, Fill, InPlace};
 use crate::daemon::start::{Examine, Place, Started};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
+use crate::engine::switch::SwitchState;
 use crate::engine::{Engine, on_disk};
 use crate::error::Result;
 use crate::store::receipt::Copied;
@@ -64,7 +65,8 @@ impl Job {
                             examined.await;
                             engine.adopt_candidates().await;
                         };
-                        let ((), ()) = tokio::join!(adopted, outgrow(&engine));
+                        let ((), (), ()) =
+                            tokio::join!(adopted, outgrow(&engine), obey_idle(&engine));
                     }
                     // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
                     Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine))),
@@ -92,24 +94,34 @@ impl Job {
         }
     }
 
-    /// The whole tree, and then, as long as it is mounted, what comes later.
+    /// The whole tree, and then, as long as it is mounted, what comes later and what failed.
     async fn copy_all(&self, engine: &Arc<Engine>) {
         let mut hydration = Hydration::new(engine);
-        let mut copied = hydration.copy_tree().await;
+        let mut work = Work::Tree;
         loop {
-            if !engine.has_news() {
+            until_ordered_to_go_on(engine).await;
+            let copied = match work {
+                Work::Tree => hydration.copy_tree().await,
+                Work::News => hydration.copy_news().await,
+                Work::Failed => hydration.retry().await,
+            };
+            work = if hydration.is_cut() {
+                Work::Tree
+            } else if engine.has_news() {
+                Work::News
+            } else {
                 self.end(engine, copied).await;
                 let phase = **self.phase.load();
                 self.ended.send_replace(Some(phase));
                 if self.is_final && phase == JobPhase::Complete {
                     return;
                 }
-                engine.news().await;
-            }
-            self.ended.send_replace(None);
+                let work = next_work(engine).await;
+                self.ended.send_replace(None);
+                mark_incomplete(engine).await;
+                work
+            };
             self.phase.store(Arc::new(JobPhase::Hydrating));
-            mark_incomplete(engine).await;
-            copied = hydration.copy_news().await;
         }
     }
 
@@ -143,19 +155,22 @@ impl Job {
         engine.finish_root().await?;
         cut_after(Step::RootFinished);
         let (destination, job) = (engine.destination(), self.name.clone());
+        let skipped = engine.stats().files_skipped.get();
         on_disk("write receipt", move || {
-            destination.write_receipt(&Copied { job, ended: SystemTime::now() })
+            destination.write_receipt(&Copied { job, ended: SystemTime::now(), skipped })
         })
         .await?;
         cut_after(Step::Receipted);
         Ok(())
     }
 
-    /// Where it stands.
-    pub(super) fn phase(&self, is_scanned: bool) -> JobPhase {
-        match **self.phase.load() {
-            JobPhase::Scanning if is_scanned => JobPhase::Hydrating,
-            phase => phase,
+    /// Where it stands; a pause is told by [`paused_by`].
+    pub(super) fn phase(&self, is_scanned: bool, switch: SwitchState) -> JobPhase {
+        match (**self.phase.load(), switch) {
+            (JobPhase::Scanning | JobPhase::Hydrating, SwitchState::Draining) => JobPhase::Draining,
+            (JobPhase::Scanning | JobPhase::Hydrating, SwitchState::Stopped) => JobPhase::Stopped,
+            (JobPhase::Scanning, _) if is_scanned => JobPhase::Hydrating,
+            (phase, _) => phase,
         }
     }
 
@@ -190,6 +205,62 @@ async fn mark_incomplete(engine: &Arc<Engine>) {
     let destination = engine.destination();
     if let Err(error) = on_disk("write marker", move || destination.mark_incomplete()).await {
         tracing::error!(%error, "the copy is not marked as incomplete");
+    }
+}
+
+/// What a run copies.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Tree,
+    News,
+    Failed,
+}
+
+/// Waits while an order holds that ends what runs. What was to be finished is, when this is called.
+async fn until_ordered_to_go_on(engine: &Engine) {
+    let switch = engine.switch();
+    while switch.state().is_ending() {
+        switch.drained();
+        switch.until(|state| state != SwitchState::Stopped).await;
+    }
+}
+
+/// Waits for something to do: news of the source, or the order to go on after something failed.
+async fn next_work(engine: &Arc<Engine>) -> Work {
+    let switch = engine.switch();
+    loop {
+        let orders = switch.orders();
+        switch.drained();
+        tokio::select! {
+            () = engine.news() => return Work::News,
+            () = switch.ordered_since(orders) => {}
+        }
+        if switch.is_running() && engine.stats().entries_failed() > 0 {
+            return Work::Failed;
+        }
+    }
+}
+
+/// Without a copy in the background there is nothing to finish.
+async fn obey_idle(engine: &Engine) {
+    loop {
+        engine.switch().until(|state| state == SwitchState::Draining).await;
+        engine.switch().drained();
+    }
+}
+
+/// What holds a copy back that is not finished.
+pub(super) fn paused_by(engine: &Engine, phase: JobPhase) -> Option<PausedBy> {
+    match phase {
+        JobPhase::Scanning | JobPhase::Hydrating => {}
+        _ => return None,
+    }
+    if engine.switch().state() == SwitchState::Paused {
+        Some(PausedBy::User)
+    } else if engine.is_source_away() {
+        Some(PausedBy::Source)
+    } else {
+        engine.is_short_of_room().then_some(PausedBy::Space)
     }
 }
 

@@ -11,13 +11,14 @@ use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
     ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, InPlaceCounts,
-    JobPhase, JsonPath, PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport,
+    JobPhase, JsonPath, LaneReport, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport,
     timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
 use crate::core::flight::{Boarded, Flight, Landing};
-use crate::daemon::job::Job;
+use crate::core::progress::Highest;
+use crate::daemon::job::{Job, paused_by};
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::start::{Place, Started};
 use crate::daemon::verify::verify_served;
@@ -29,6 +30,8 @@ use crate::vfs::mountinfo::DeviceNumber;
 
 /// The kernel lets go of a file a moment after it was closed: busy only counts after that.
 const LAST_CLOSE: Duration = Duration::from_millis(500);
+/// Lanes that status shows.
+const LANES_SHOWN: usize = 64;
 
 /// Answers about one daemon.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ pub(super) struct Reporter {
     detached: Notify,
     /// Runs while the copy is proven again.
     verifying: Flight,
+    progress: Highest,
     started: Instant,
     started_at: SystemTime,
 }
@@ -82,6 +86,7 @@ impl Reporter {
             job: ArcSwapOption::empty(),
             detached: Notify::new(),
             verifying: Flight::default(),
+            progress: Highest::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
         }
@@ -117,9 +122,10 @@ impl Reporter {
     /// The state of the copy, from memory.
     pub(super) fn status_now(&self) -> StatusReport {
         let (tally, job) = (self.engine.tally(), self.job.load_full());
-        let phase = job.as_ref().map_or(JobPhase::Idle, |job| job.phase(tally.is_scanned));
+        let switch = self.engine.switch().state();
+        let phase = job.as_ref().map_or(JobPhase::Idle, |job| job.phase(tally.is_scanned, switch));
         let stats = self.engine.stats();
-        let left = tally.bytes.saturating_sub(tally.bytes_local);
+        let left = tally.bytes_wanted.saturating_sub(tally.bytes_local);
         let (free, kept_free) = self.engine.room_seen();
         let report = StatusReport {
             session: self.session.clone(),
@@ -127,7 +133,7 @@ impl Reporter {
             source: self.place.source.clone(),
             started_at: timestamp(self.started_at),
             elapsed_s: self.started.elapsed().as_secs_f64(),
-            percent: percent(&tally, phase),
+            percent: self.percent(&tally, phase),
             files: self.file_counts(&tally),
             proof: ProofCounts {
                 source_checksum: stats.proof_source_checksum.get(),
@@ -152,6 +158,7 @@ impl Reporter {
             }),
             chunks: self.chunk_counts(),
             active: self.active(),
+            lanes: self.lanes(),
             errors: self.errors(),
             cache: self.engine.cache_fill().map(|(cap, used)| CacheCounts {
                 cap,
@@ -160,13 +167,7 @@ impl Reporter {
             }),
             ..StatusReport::of(&self.place.mountpoint, &self.place.destination)
         };
-        let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);
-        let paused_by = match fills {
-            true if self.engine.is_source_away() => Some(PausedBy::Source),
-            true if self.engine.is_short_of_room() => Some(PausedBy::Space),
-            _ => None,
-        };
-        report.in_phase(phase, paused_by)
+        report.in_phase(phase, paused_by(&self.engine, phase))
     }
 
     fn file_counts(&self, tally: &Tally) -> FileCounts {
@@ -179,6 +180,7 @@ impl Reporter {
             changed: stats.files_changed.get(),
             deleted: self.engine.changes().deleted_count(),
             vanished: stats.entries_vanished.get(),
+            skipped: stats.files_skipped.get(),
             warnings: stats.metadata_lost.get() + stats.names_refused.get(),
         }
     }
@@ -208,6 +210,29 @@ impl Reporter {
                 priority: chunk.priority().as_str().to_owned(),
             })
             .collect()
+    }
+
+    fn lanes(&self) -> Vec<LaneReport> {
+        let lanes = self.engine.busy_lanes().into_iter().take(LANES_SHOWN);
+        lanes
+            .map(|lane| LaneReport {
+                path: JsonPath::new(lane.path.as_path()),
+                workers: lane.workers as u64,
+            })
+            .collect()
+    }
+
+    /// Never less than it was, until there is something new to copy.
+    fn percent(&self, tally: &Tally, phase: JobPhase) -> f64 {
+        if phase == JobPhase::Complete {
+            return 100.0;
+        }
+        // Full only when everything is published.
+        let share = (tally.share * 100.0).clamp(0.0, 99.9);
+        match phase {
+            JobPhase::Idle => share,
+            _ => self.progress.raise(share),
+        }
     }
 
     fn errors(&self) -> Vec<FileError> {
@@ -267,16 +292,6 @@ impl Reporter {
             thread: u64::from(noted.pid),
         }
     }
-}
-
-fn percent(tally: &Tally, phase: JobPhase) -> f64 {
-    if phase == JobPhase::Complete {
-        return 100.0;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
-    let share = tally.bytes_local as f64 / tally.bytes.max(1) as f64;
-    // Full only when everything is published.
-    (share * 100.0).clamp(0.0, 99.9)
 }
 
 #[async_trait]

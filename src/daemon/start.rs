@@ -16,6 +16,7 @@ use crate::daemon::settings::{
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
 use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
+use crate::engine::switch::SwitchState;
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
 use crate::store::{Destination, DestinationOptions, Durability};
@@ -119,12 +120,13 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let destination = open_destination(&place, &settings).await?;
     let Reached { source, away } = way.reach(opened, destination.catalog()).await?;
     let place = Place { source: source.display_name().to_owned(), ..place };
-    let warnings: Vec<String> = away.iter().map(|why| away_warning(&place, why)).collect();
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let mut warnings: Vec<String> = away.iter().map(|why| away_warning(&place, why)).collect();
     let engine_settings = engine_settings(&settings, &*source);
     let ttl = engine_settings.refresh.unwrap_or(FOR_EVER);
     let has_modes = source.traits().has_modes;
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
+    warnings.extend(held_warning(&engine, &settings));
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
     mark(&engine, &place, settings.fill).await?;
@@ -186,6 +188,18 @@ async fn examine(engine: &Arc<Engine>, settings: &MountSettings, is_away: bool) 
     }
     engine.check_existing().await?;
     Ok(Examine::Done)
+}
+
+/// A copy that was paused or stopped stays so.
+fn held_warning(engine: &Engine, settings: &MountSettings) -> Option<String> {
+    let state = match engine.switch().state() {
+        _ if settings.fill == Fill::OnDemand => return None,
+        SwitchState::Running => return None,
+        SwitchState::Paused => "paused",
+        SwitchState::Draining | SwitchState::Stopped => "stopped",
+    };
+    let mountpoint = quoted(&settings.mountpoint);
+    Some(format!("the copy is {state}, as it was left; lazycopy resume {mountpoint} goes on"))
 }
 
 fn away_warning(place: &Place, why: &Error) -> String {

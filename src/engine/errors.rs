@@ -93,6 +93,14 @@ impl Errors {
         self.failed.len() as u64
     }
 
+    /// The entries that could not be copied so far, as far as the kind of their last error is wanted.
+    pub(super) fn failed_paths(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<RelPath> {
+        let last = |path: &RelPath| self.notes.get(&(self.paths.get(path)? % ERRORS_KEPT));
+        let mut failed = self.failed.keys();
+        failed.retain(|path| last(path).is_none_or(|note| is_wanted(&note.kind)));
+        failed
+    }
+
     /// The last errors, oldest first.
     pub fn recent(&self) -> Vec<ErrorNote> {
         let mut notes = self.all();

@@ -20,6 +20,7 @@ use crate::engine::chunk_hasher::ChunkHasher;
 use crate::engine::file::LazyFile;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
+use crate::engine::switch::{Switch, SwitchState};
 use crate::engine::{Engine, jitter, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::source::{ByteStream, Source};
@@ -44,6 +45,8 @@ pub struct Fetcher {
     pace: Pace,
     stats: Arc<Stats>,
     stall: Duration,
+    /// Ends chunks that nobody but hydration wants.
+    switch: Arc<Switch>,
 }
 
 /// A request under way.
@@ -66,6 +69,7 @@ impl Fetcher {
         source: Arc<dyn Source>,
         settings: &EngineSettings,
         stats: Arc<Stats>,
+        switch: Arc<Switch>,
         first_chunk: u64,
     ) -> Self {
         let connections = source.traits().connections.max(2);
@@ -76,6 +80,7 @@ impl Fetcher {
             ids: Ids::starting_at(first_chunk),
             active: Table::default(),
             stall: settings.stall,
+            switch,
             source,
             stats,
         }
@@ -111,7 +116,7 @@ impl Fetcher {
         let range = lease.remaining();
         let begun = Instant::now();
         let asked = self.source.read(&file.path, range, file.fingerprint());
-        let stream = self.moving(asked, range).await??;
+        let stream = self.moving(asked, lease).await??;
         Ok(Asked { range, begun, stream })
     }
 
@@ -126,7 +131,7 @@ impl Fetcher {
     ) -> Result<()> {
         let Asked { range, begun, mut stream } = asked;
         let mut first_byte = None;
-        while !lease.remaining().is_empty() {
+        while !lease.remaining().is_empty() && !self.is_cut(lease.chunk()) {
             let gathered = self.gather(&mut stream, lease).await;
             let waited = *first_byte.get_or_insert_with(|| begun.elapsed());
             self.land(file, backing, lease, hasher, gathered.pieces, gathered.bytes).await?;
@@ -146,23 +151,45 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Waits for `next`, but no longer than a stall.
-    async fn moving<T>(&self, next: impl Future<Output = T>, range: ByteRange) -> Result<T> {
-        tokio::time::timeout(self.stall, next).await.map_err(|late| {
+    /// Waits for `next`, but no longer than a stall, nor than its chunk may go on.
+    async fn moving<T>(&self, next: impl Future<Output = T>, lease: &Lease) -> Result<T> {
+        let next = tokio::time::timeout(self.stall, next);
+        let next = tokio::select! {
+            next = next => next,
+            () = self.cut(lease.chunk()) => {
+                return Err(Error::new(Kind::Busy, "read from source").because("it was stopped"));
+            }
+        };
+        next.map_err(|late| {
+            let range = lease.remaining();
             Error::new(Kind::Timeout, "read from source")
                 .because(format!("nothing came for {:?} while reading {range}", self.stall))
                 .caused_by(late)
         })
     }
 
+    /// Whether the chunk is to end now. One that a reader waits for goes on.
+    fn is_cut(&self, chunk: &Chunk) -> bool {
+        self.switch.state() == SwitchState::Stopped && chunk.priority() == Priority::Hydration
+    }
+
+    /// Waits until the chunk is to end now.
+    async fn cut(&self, chunk: &Chunk) {
+        if chunk.priority() == Priority::Hydration {
+            self.switch.until(|state| state == SwitchState::Stopped).await;
+        }
+        if !self.is_cut(chunk) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Takes what is ready, up to a write's worth; waits for a first piece, and a moment for more unless somebody waits for what is here.
     async fn gather(&self, stream: &mut ByteStream, lease: &Lease) -> Gathered {
         let mut gathered = Gathered { pieces: Vec::new(), bytes: 0, end: None };
-        let range = lease.remaining();
         while gathered.bytes < WRITE_BYTES && gathered.end.is_none() {
             let next = match stream.next().now_or_never() {
                 Some(ready) => ready,
-                None if gathered.bytes == 0 => match self.moving(stream.next(), range).await {
+                None if gathered.bytes == 0 => match self.moving(stream.next(), lease).await {
                     Ok(next) => next,
                     Err(stalled) => Some(Err(stalled)),
                 },
@@ -315,6 +342,10 @@ impl Engine {
         self.fetcher.active.remove(&chunk.id);
         tracing::trace!(chunk = chunk.id.0, ino = file.ino, ok = result.is_ok(), "chunk exit");
         match result {
+            Ok(()) if self.fetcher.is_cut(&chunk) && !lease.remaining().is_empty() => {
+                self.stats.chunks_begun.sub(1); // what landed stays; the rest is begun again
+                self.note_landed(&file, chunk.landed());
+            }
             Ok(()) => {
                 self.stats.chunks_done.increment();
                 lease.commit();
@@ -376,6 +407,9 @@ impl Engine {
             let Err(error) = attempt_now.await else {
                 return Ok(());
             };
+            if self.fetcher.is_cut(lease.chunk()) {
+                return Ok(());
+            }
             // What did not reach the disk was hashed already: it is not asked for again under this lease.
             if error.is_of_destination() {
                 return Err(error);
@@ -392,7 +426,10 @@ impl Engine {
             tracing::debug!(chunk = lease.chunk().id.0, path = %file.path, attempt, %error, "retry");
             self.stats.chunks_retried.increment();
             attempt += 1;
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.fetcher.cut(lease.chunk()) => return Ok(()),
+            }
         }
     }
 

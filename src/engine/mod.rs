@@ -73,6 +73,7 @@ use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
+use crate::engine::hydrate::board::Board;
 use crate::engine::limits::Limits;
 use crate::engine::node::{Node, Xattrs};
 use crate::engine::publisher::Publisher;
@@ -144,7 +145,8 @@ pub struct Engine {
     pub(crate) room: Room,
     pub(crate) cache: Cache,
     limits: Limits,
-    pub(crate) switch: Switch,
+    pub(crate) switch: Arc<Switch>,
+    pub(crate) board: Board,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
@@ -179,8 +181,10 @@ impl Engine {
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let disk = Arc::clone(&destination);
-        let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
-        let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
+        let switch = Arc::new(on_disk("look up orders", move || Switch::open(&disk)).await?);
+        let (asked, counts, orders) =
+            (Arc::clone(&source), Arc::clone(&stats), Arc::clone(&switch));
+        let fetcher = Fetcher::new(asked, &settings, counts, orders, first_chunk);
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
@@ -198,6 +202,7 @@ impl Engine {
             cache,
             limits: Limits::new(settings.limits),
             switch,
+            board: Board::default(),
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,

@@ -8,6 +8,7 @@ use crate::core::in_flight::Noted;
 use crate::core::phase::Phase;
 use crate::engine::Engine;
 use crate::engine::file::LazyFile;
+use crate::engine::hydrate::board::share;
 use crate::engine::stats::Stats;
 
 /// What is known of the copy at one time.
@@ -21,6 +22,10 @@ pub struct Tally {
     pub files_partial: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Of these, what is not left out by the copy; an estimate while not all sizes are known.
+    pub bytes_wanted: u64,
+    /// The share of the copy that is done, between 0 and 1; of a tree that is still walked, as if the rest were like what is known.
+    pub share: f64,
     /// Bytes that are here.
     pub bytes_local: u64,
     /// Whether every directory was listed, so that `files` and `bytes` are all there are.
@@ -68,7 +73,24 @@ impl Engine {
                 _ => {}
             }
         }
+        self.estimate(&mut tally);
         tally
+    }
+
+    /// Where listings tell no sizes, entries are what can be counted.
+    fn estimate(&self, tally: &mut Tally) {
+        let walked = if tally.is_scanned { 1.0 } else { self.walked_share() };
+        let (entries_share, entries) = self.entries_share();
+        let skipped = self.stats.bytes_skipped.get();
+        tally.bytes_wanted = tally.bytes.saturating_sub(skipped);
+        if self.lists_attributes() || entries == 0 {
+            let bytes_share = share(tally.bytes_local, tally.bytes_wanted).unwrap_or(0.0);
+            tally.share = bytes_share * walked;
+            return;
+        }
+        let mean = tally.bytes_wanted.checked_div(tally.files).unwrap_or(0);
+        tally.bytes_wanted = tally.bytes_wanted.max(mean.saturating_mul(entries));
+        tally.share = entries_share * walked;
     }
 
     /// Takes a sample for the rate; called once a beat.

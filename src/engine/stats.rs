@@ -55,6 +55,10 @@ pub struct Stats {
     pub files_changed: Counter,
     /// Entries that were listed and gone when they were to be copied.
     pub entries_vanished: Counter,
+    /// Entries that are not copied because they are left out, a directory with all that is below it as one.
+    pub files_skipped: Counter,
+    /// Bytes of those that are files, as far as sizes are known.
+    pub bytes_skipped: Counter,
     /// Pieces of metadata that the destination cannot hold.
     pub metadata_lost: Counter,
     /// Not 0 once every directory was listed.

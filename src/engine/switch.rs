@@ -26,6 +26,11 @@ pub enum SwitchState {
 }
 
 impl SwitchState {
+    /// Whether what runs is to end.
+    pub fn is_ending(self) -> bool {
+        matches!(self, Self::Draining | Self::Stopped)
+    }
+
     /// What the next life shall know of it.
     fn ordered(self) -> Ordered {
         match self {
@@ -122,8 +127,7 @@ impl Switch {
     }
 
     /// What was to be finished is.
-    #[expect(dead_code, reason = "its caller comes with the lanes")]
-    pub(super) fn drained(&self) {
+    pub(crate) fn drained(&self) {
         self.position.send_if_modified(|position| {
             let is_drained = position.state == SwitchState::Draining;
             if is_drained {

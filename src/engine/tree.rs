@@ -132,6 +132,16 @@ impl Engine {
     /// # Errors
     /// `NotFound` only if the source says so; `Timeout` at the deadline.
     pub async fn lookup(self: &Arc<Self>, parent: u64, name: &OsStr) -> Result<Arc<Node>> {
+        self.lookup_as(Priority::Demand, parent, name).await
+    }
+
+    /// As [`Engine::lookup`]; what has to be asked takes its turn by `priority`.
+    pub(crate) async fn lookup_as(
+        self: &Arc<Self>,
+        priority: Priority,
+        parent: u64,
+        name: &OsStr,
+    ) -> Result<Arc<Node>> {
         let directory = self.node(parent)?;
         self.check_name(&directory, name)?;
         self.prefetch_siblings(&directory, name);
@@ -145,7 +155,7 @@ impl Engine {
                 self.known(parent, name).ok_or_else(gone)
             }
             _ => {
-                let work = self.ask(&directory, name, Priority::Demand);
+                let work = self.ask(&directory, name, priority);
                 self.within_deadline("look up", work).await
             }
         }

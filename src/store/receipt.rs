@@ -39,6 +39,8 @@ pub struct Copied {
     pub job: String,
     /// When the last file came.
     pub ended: SystemTime,
+    /// Entries that were left out on purpose.
+    pub skipped: u64,
 }
 
 /// Whether a receipt lies there. Relaxed: the file itself decides; who changes the copy looks after its own earlier steps.
@@ -106,6 +108,7 @@ impl Destination {
             "job": copied.job,
             "started_at": job.as_ref().map(|job| rfc3339(job.created)),
             "ended_at": rfc3339(copied.ended),
+            "skipped": copied.skipped,
         }))?;
         let mut totals = Totals::default();
         for class in

@@ -22,6 +22,7 @@ mod exact;
 mod extremes;
 mod hang;
 mod http;
+mod hydrate;
 mod mutations;
 mod offline;
 mod published;

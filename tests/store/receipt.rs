@@ -62,7 +62,7 @@ fn a_receipt_needs_no_memory_for_its_entries() {
     // Forgets the most that was ever used (proc(5), clear_refs).
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, begun) = (memory("VmRSS"), Instant::now());
-    let copied = Copied { job: "job".into(), ended: SystemTime::now() };
+    let copied = Copied { job: "job".into(), ended: SystemTime::now(), skipped: 0 };
     destination.write_receipt(&copied).unwrap();
     let (took, more) = (begun.elapsed(), memory("VmHWM").saturating_sub(before));
     let size = fs::metadata(directory.path().join(".lazycopy/receipt.json")).unwrap().len();
