@@ -8,6 +8,7 @@ pub mod flight;
 pub mod hashes;
 pub mod ids;
 pub mod in_flight;
+pub mod json_path;
 pub mod open_mode;
 pub mod path;
 pub mod permits;

@@ -36,11 +36,12 @@ impl Job {
             Fill::Everything => JobPhase::Scanning,
         };
         let job = Arc::new(Self {
-            name: name(place),
+            name: engine.events().job().to_owned(),
             fill,
             phase: ArcSwap::from_pointee(first),
             task: arc_swap::ArcSwapOption::empty(),
         });
+        engine.tell_phase(first.as_str());
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
             let place = place.clone();
@@ -74,6 +75,7 @@ impl Job {
                 engine.news().await;
             }
             self.phase.store(Arc::new(JobPhase::Hydrating));
+            engine.tell_phase(JobPhase::Hydrating.as_str());
             if let Err(error) = write_marker(&engine.destination, place).await {
                 tracing::warn!(%error, "the copy is not marked as incomplete");
             }
@@ -90,14 +92,17 @@ impl Job {
         match finished {
             Ok(0) if failed == 0 => {
                 self.phase.store(Arc::new(JobPhase::Complete));
+                engine.tell_phase(JobPhase::Complete.as_str());
                 tracing::info!(files = engine.stats().files_published(), "complete");
             }
             Ok(now) => {
                 self.phase.store(Arc::new(JobPhase::Failed));
+                engine.tell_phase(JobPhase::Failed.as_str());
                 tracing::warn!(failed = failed.max(now), "ended; not everything could be copied");
             }
             Err(error) => {
                 self.phase.store(Arc::new(JobPhase::Failed));
+                engine.tell_phase(JobPhase::Failed.as_str());
                 tracing::error!(%error, "copy ended");
             }
         }
@@ -139,12 +144,4 @@ impl Job {
             _ => Outcome::Clean,
         }
     }
-}
-
-fn name(place: &Place) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(place.source.as_bytes());
-    hasher.update(b"\0");
-    hasher.update(place.destination.as_os_str().as_encoded_bytes());
-    hasher.finalize().to_hex()[..16].to_owned()
 }

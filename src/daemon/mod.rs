@@ -21,15 +21,18 @@ mod start;
 pub mod verify;
 mod watch;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::path::escape;
 use crate::daemon::job::Job;
 use crate::daemon::readiness::Readiness;
 use crate::daemon::report::Reporter;
 use crate::daemon::settings::MountSettings;
 use crate::daemon::signals::{Order, Signals};
 use crate::daemon::start::Started;
+use crate::engine::events::{Event, Step};
 use crate::error::{Error, Result};
 use crate::vfs::mount::{UnmountMode, Unmounted, unmount_ours};
 
@@ -53,6 +56,18 @@ pub enum Outcome {
     Stopped,
 }
 
+impl Outcome {
+    /// The word in events and history.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Clean => "clean",
+            Outcome::SomeFailed => "some-failed",
+            Outcome::VerificationFailed => "verification-failed",
+            Outcome::Stopped => "stopped",
+        }
+    }
+}
+
 /// Mounts, serves until it is unmounted, saves. Blocks the caller for that long; makes its own threads.
 ///
 /// # Errors
@@ -72,6 +87,9 @@ pub fn run(settings: MountSettings, readiness: &mut dyn Readiness) -> Result<Out
     // The order matters: nothing more for the kernel, then the tasks end, and the lock goes last.
     let Started { session, destination, engine, .. } = started;
     engine.end_notices();
+    if !engine.events().flush(PATIENCE) {
+        tracing::warn!("the last events are not written");
+    }
     drop(engine);
     runtime.shutdown_timeout(PATIENCE);
     session.join(PATIENCE);
@@ -106,6 +124,7 @@ async fn live(
         let status = move || shown.upgrade().map(|reporter| reporter.status_now());
         readiness.ready(&line, &started.warnings, Box::new(status))
     };
+    tell_session(started, Step::Begun, None);
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
     match told {
         Ok(()) => until_unmounted(started, signals, &reporter).await,
@@ -119,8 +138,25 @@ async fn live(
     if tokio::time::timeout(SAVE_DEADLINE, started.engine.save()).await.is_err() {
         tracing::error!("the disk hangs; the next start recovers what was recorded");
     }
+    let outcome = job.outcome(started.engine.stats());
+    tell_session(started, Step::Ended, Some(outcome));
     control.shutdown(PATIENCE).await;
-    Ok(job.outcome(started.engine.stats()))
+    Ok(outcome)
+}
+
+/// Tells one end of this life.
+fn tell_session(started: &Started, what: Step, outcome: Option<Outcome>) {
+    let place = &started.place;
+    let shown = |path: &Path| escape(path.as_os_str());
+    started.engine.events().tell(Event::Session {
+        what,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        source: place.source.clone(),
+        mountpoint: Some(shown(&place.mountpoint)),
+        dest: shown(&place.destination),
+        outcome: outcome.map(|outcome| outcome.as_str().into()),
+    });
 }
 
 /// Serves until the kernel ends the session: somebody unmounted, or a signal made us do it.

@@ -74,7 +74,7 @@ pub(super) fn serve(reporter: &Arc<Reporter>, place: &Place) -> Result<Control> 
 impl Reporter {
     pub(super) fn new(started: &Started) -> Self {
         Self {
-            session: registry::new_session(),
+            session: started.engine.events().session().to_owned(),
             place: started.place.clone(),
             number: started.number,
             engine: Arc::clone(&started.engine),

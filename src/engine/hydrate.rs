@@ -13,6 +13,7 @@ use crate::core::phase::Phase;
 use crate::core::priority::Priority;
 use crate::core::range::ByteRange;
 use crate::engine::changes::changed;
+use crate::engine::events::{FileStep, Step};
 use crate::engine::file::LazyFile;
 use crate::engine::listing::Listed;
 use crate::engine::node::Node;
@@ -99,6 +100,7 @@ impl Hydration {
         let mut stack: Vec<_> =
             directories.into_iter().map(|node| DirectoryJob::new(node, None)).collect();
         let mut tasks = JoinSet::new();
+        engine.tell_scan(Step::Begun);
         while let Some(job) = stack.pop() {
             self.begun.insert(job.node.ino);
             let mut below = Vec::new();
@@ -134,6 +136,7 @@ impl Hydration {
         }
         engine.until_recorded().await;
         engine.stats.scan_done.increment();
+        engine.tell_scan(Step::Ended);
         while tasks.join_next().await.is_some() {}
         Ok(self.failures.load(Ordering::Acquire))
     }
@@ -191,12 +194,14 @@ impl Engine {
             }
             Err(error) if error.kind() == Kind::NotFound => {
                 self.stats.entries_vanished.increment();
+                self.tell_file(FileStep::Vanished, path, None);
                 tracing::info!(%path, "vanished at the source");
                 None
             }
             Err(error) => {
                 failures.fetch_add(1, Ordering::AcqRel);
                 self.stats.errors.failed(path, None, &error);
+                self.tell_file(FileStep::Failed, path, Some(&error));
                 tracing::warn!(%path, kind = %error.kind(), %error, "not copied");
                 None
             }

@@ -19,6 +19,7 @@
 //! | [`hydrate`] | the whole tree in the background |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
+//! | [`events`] | what happens, told as it happens |
 
 pub mod adopt;
 pub mod ask;
@@ -27,6 +28,7 @@ pub mod changes;
 mod chunk_hasher;
 pub mod compare;
 pub mod errors;
+pub mod events;
 pub mod evict;
 pub mod fetch;
 pub mod file;
@@ -62,6 +64,7 @@ use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
 use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
+use crate::engine::events::Events;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::node::{Node, Xattrs};
@@ -136,6 +139,7 @@ pub struct Engine {
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) events: Events,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) started: Instant,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -165,6 +169,8 @@ impl Engine {
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
+        let events =
+            Events::start(destination.event_log(), source.display_name(), destination.shown_as())?;
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
@@ -183,6 +189,7 @@ impl Engine {
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
+            events,
             in_flight: Arc::new(InFlight::default()),
             started: Instant::now(),
             runtime: tokio::runtime::Handle::current(),
@@ -206,6 +213,11 @@ impl Engine {
     /// The table of waiting operations.
     pub fn in_flight(&self) -> &Arc<InFlight> {
         &self.in_flight
+    }
+
+    /// What happens, as it happens.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The destination.
@@ -254,6 +266,7 @@ impl Engine {
             self.room.accepted();
         }
         self.room.update(&space);
+        self.tell_of_room(&space);
         Ok(space)
     }
 

@@ -107,6 +107,7 @@ impl Engine {
     pub(crate) fn note_published(&self, file: &LazyFile, proof: ProofClass) {
         if file.phase.advance(Phase::Published) {
             self.stats.count_proof(proof);
+            self.tell_published(file, proof);
             self.publisher.verdicts.remove(&file.ino);
             if !self.changes.is_refused(file.ino) {
                 self.stats.errors.succeeded(&file.path);

@@ -19,12 +19,15 @@ pub struct Room {
     short: AtomicBool,
     /// A write found no room, and none has succeeded since: what statvfs says does not count, as no quota shows there. Relaxed too.
     refused: AtomicBool,
+    /// It turned, and nobody was told. Relaxed: told once, by whoever takes it.
+    turned: AtomicBool,
 }
 
 impl Room {
     /// Nothing is known yet; room is taken to be there.
     pub fn new(reserve: Option<u64>) -> Self {
-        Self { reserve, short: AtomicBool::new(false), refused: AtomicBool::new(false) }
+        let flag = || AtomicBool::new(false);
+        Self { reserve, short: flag(), refused: flag(), turned: flag() }
     }
 
     /// Bytes that would have to go until room is not short any more.
@@ -32,7 +35,8 @@ impl Room {
         self.reserve(space).saturating_sub(space.free_bytes)
     }
 
-    fn reserve(&self, space: &Space) -> u64 {
+    /// Bytes that stay free.
+    pub(crate) fn reserve(&self, space: &Space) -> u64 {
         self.reserve.unwrap_or_else(|| default_reserve(space.total_bytes)).max(1)
     }
 
@@ -42,6 +46,7 @@ impl Room {
         let is_full = space.free_bytes < reserve || space.is_used_up();
         let short = is_full || self.is_refused();
         if self.short.swap(short, Ordering::Relaxed) != short {
+            self.turned.store(true, Ordering::Relaxed);
             let free = space.free_bytes;
             match short {
                 true => tracing::warn!(free, reserve, "too little room at the destination: paused"),
@@ -54,6 +59,7 @@ impl Room {
     pub fn ran_out(&self, error: &Error) {
         self.refused.store(true, Ordering::Relaxed);
         if !self.short.swap(true, Ordering::Relaxed) {
+            self.turned.store(true, Ordering::Relaxed);
             tracing::warn!(%error, "no room at the destination: paused");
         }
     }
@@ -66,6 +72,11 @@ impl Room {
     /// A write found room again.
     pub(crate) fn accepted(&self) {
         self.refused.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has turned since this was asked last.
+    pub(crate) fn take_turned(&self) -> bool {
+        self.turned.swap(false, Ordering::Relaxed)
     }
 
     /// Whether nothing more is to be kept now.

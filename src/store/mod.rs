@@ -11,6 +11,7 @@
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
 //! | [`evict`] | what goes again from a cache of limited size |
+//! | [`event_log`] | the file that events are written to |
 //! | [`existing`] | what lies in DIR already |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
@@ -25,6 +26,7 @@ pub mod checkpoint;
 pub mod checksum;
 pub mod destination;
 mod elsewhere;
+pub mod event_log;
 pub mod evict;
 pub mod existing;
 pub mod forget;
