@@ -3,9 +3,18 @@
 
 use std::collections::BTreeSet;
 
+use lazycopy::control::UnmountRequest;
+use lazycopy::control::orders::{
+    Done, HistoryReport, LimitRequest, PathsDone, PathsRequest, ROUTES,
+};
+use lazycopy::control::status::{StatusReport, StuckReport};
+use lazycopy::control::verify::VerifyOrder;
 use lazycopy::engine::events::Line;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+const CONTROL: &str = include_str!("../docs/control.md");
 const EVENTS: &str = include_str!("../docs/events.md");
 /// What every line has.
 const COMMON: [&str; 7] = ["schema", "seq", "time", "session", "job", "event", "path_b64"];
@@ -90,4 +99,46 @@ fn the_fields_of_every_line_are_documented() {
     let mut documented = documented_fields(head);
     documented.insert("path_b64");
     assert_eq!(documented, COMMON.into_iter().collect());
+}
+
+/// Whether `T` has exactly the fields of an example, and reads it.
+fn is_one<T: Serialize + DeserializeOwned>(example: &str) {
+    let shown: Value = serde_json::from_str(example).unwrap();
+    let read: T =
+        serde_json::from_str(example).unwrap_or_else(|error| panic!("{error}: {example}"));
+    assert_eq!(serde_json::to_value(&read).unwrap(), shown);
+}
+
+#[test]
+fn every_route_is_documented_and_every_documented_route_exists() {
+    let documented: BTreeSet<&str> =
+        sections(CONTROL).into_iter().map(|(heading, _)| heading).collect();
+    let routes: Vec<String> =
+        ROUTES.iter().map(|(method, path)| format!("{method} {path}")).collect();
+    assert_eq!(documented, routes.iter().map(String::as_str).collect());
+}
+
+#[test]
+fn the_examples_of_routes_are_what_they_take_and_answer() {
+    for (heading, section) in sections(CONTROL) {
+        let examples = examples(section);
+        match heading.trim_start_matches(|c| c != '/') {
+            "/v1/status" => is_one::<StatusReport>(examples[0]),
+            "/v1/stuck" => is_one::<StuckReport>(examples[0]),
+            "/v1/history" => is_one::<HistoryReport>(examples[0]),
+            "/v1/unmount" => is_one::<UnmountRequest>(examples[0]),
+            "/v1/verify" => is_one::<VerifyOrder>(examples[0]),
+            "/v1/pause" | "/v1/resume" | "/v1/drain" | "/v1/stop" => is_one::<Done>(examples[0]),
+            "/v1/limit" => {
+                is_one::<LimitRequest>(examples[0]);
+                is_one::<Done>(examples[1]);
+            }
+            "/v1/hydrate" | "/v1/evict" | "/v1/pin" | "/v1/unpin" | "/v1/refresh" => {
+                is_one::<PathsRequest>(examples[0]);
+                is_one::<PathsDone>(examples[1]);
+            }
+            "/v1/events" => assert!(examples.is_empty()),
+            other => panic!("{other} has no example that is looked at"),
+        }
+    }
 }

@@ -134,6 +134,17 @@ pub struct ChunkCounts {
     pub retried: u64,
 }
 
+/// Moving averages of what lands, in bytes per second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateCounts {
+    /// Somebody waits for it.
+    pub demand: u64,
+    /// Ahead of readers.
+    pub readahead: u64,
+    /// In the background.
+    pub hydration: u64,
+}
+
 /// A cache of limited size, in bytes allocated on the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheCounts {
@@ -216,6 +227,9 @@ pub struct StatusReport {
     pub bytes: ByteCounts,
     /// Moving average of what lands.
     pub rate_bytes_per_s: u64,
+    /// The same by priority.
+    #[serde(default)]
+    pub rates: RateCounts,
     /// Seconds left; `null` until known.
     pub eta_s: Option<u64>,
     /// Counts of chunks.
@@ -329,7 +343,7 @@ mod tests {
         fields.sort();
         assert_eq!(
             fields.join(" "),
-            "active bytes chunks dest elapsed_s errors eta_s files job mountpoint paused_by percent phase proof rate_bytes_per_s schema session source started_at"
+            "active bytes chunks dest elapsed_s errors eta_s files job mountpoint paused_by percent phase proof rate_bytes_per_s rates schema session source started_at"
         );
         assert_eq!(
             json["active"][0],

@@ -6,12 +6,14 @@
 //! | `reach` | the source, or what is known of it while it is away |
 //! | `start` | checks before the start, in the order in which they harm nobody |
 //! | `job` | the background copy and its phase |
-//! | `report` | status and stuck reports; the control socket's orders |
+//! | `report` | status and stuck reports; what the control socket asks |
+//! | `orders` | the control socket's orders for hydration, limits and paths; events |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod job;
+mod orders;
 mod reach;
 pub mod readiness;
 mod report;
@@ -125,6 +127,7 @@ async fn live(
         readiness.ready(&line, &started.warnings, Box::new(status))
     };
     tell_session(started, Step::Begun, None);
+    started.engine.begin_life().await;
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
     match told {
         Ok(()) => until_unmounted(started, signals, &reporter).await,
@@ -139,6 +142,7 @@ async fn live(
         tracing::error!("the disk hangs; the next start recovers what was recorded");
     }
     let outcome = job.outcome(started.engine.stats());
+    started.engine.end_life(outcome.as_str()).await;
     tell_session(started, Step::Ended, Some(outcome));
     control.shutdown(PATIENCE).await;
     Ok(outcome)

@@ -5,18 +5,26 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
+use crate::control::orders::{
+    Done, EventsRequest, HistoryReport, LimitRequest, PathOrder, PathsDone, PathsRequest,
+    SwitchOrder,
+};
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
     ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath,
-    PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
+    PausedBy, ProofCounts, RateCounts, SCHEMA, StatusReport, StuckOperation, StuckReport,
+    timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
 use crate::core::flight::{Boarded, Flight};
+use crate::core::priority::Priority;
 use crate::daemon::job::Job;
+use crate::daemon::orders;
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::start::{Place, Started};
 use crate::daemon::verify::verify_served;
@@ -130,6 +138,11 @@ impl Reporter {
                 wasted: stats.bytes_wasted.get(),
             },
             rate_bytes_per_s: stats.rate.bytes_per_s(),
+            rates: RateCounts {
+                demand: stats.landed_for(Priority::Demand).rate.bytes_per_s(),
+                readahead: stats.landed_for(Priority::Readahead).rate.bytes_per_s(),
+                hydration: stats.landed_for(Priority::Hydration).rate.bytes_per_s(),
+            },
             eta_s: (phase == JobPhase::Hydrating).then(|| stats.rate.eta_s(left)).flatten(),
             chunks: self.chunk_counts(),
             active: self.active(),
@@ -289,6 +302,26 @@ impl Controlled for Reporter {
         };
         let source = source.transpose()?;
         verify_served(&self.engine, source, order.task, lines).await.map(VerifyLine::Summary)
+    }
+
+    async fn switch(&self, order: SwitchOrder) -> Result<Done> {
+        orders::switch(&self.engine, order).await
+    }
+
+    async fn limit(&self, request: LimitRequest) -> Result<Done> {
+        orders::limit(&self.engine, request)
+    }
+
+    async fn paths(&self, order: PathOrder, request: PathsRequest) -> PathsDone {
+        orders::paths(&self.engine, order, request).await
+    }
+
+    async fn events(&self, request: EventsRequest, lines: mpsc::Sender<Bytes>) -> Result<()> {
+        orders::events(&self.engine, request, lines).await
+    }
+
+    async fn history(&self) -> Result<HistoryReport> {
+        self.engine.history().await.map(HistoryReport::new)
     }
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {

@@ -216,7 +216,7 @@ impl Fetcher {
         .map_err(Error::of_destination)?;
         *hasher = Some(own);
         written.map_err(Error::of_destination)?;
-        self.stats.bytes_fetched.add(bytes as u64);
+        self.stats.count_fetched(lease.chunk().priority(), bytes as u64);
         if lease.landed(bytes as u64) {
             return Ok(());
         }

@@ -299,7 +299,7 @@ impl Engine {
         }
     }
 
-    async fn hydrate_file(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
+    pub(crate) async fn hydrate_file(self: &Arc<Self>, file: &Arc<LazyFile>) -> Result<()> {
         self.restore(file).await;
         if file.phase.get() == Phase::Published {
             return Ok(());

@@ -20,7 +20,8 @@
 //! | [`hydrate`], [`switch`] | the whole tree in the background; whether it goes on |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
-//! | [`events`] | what happens, told as it happens |
+//! | [`events`], [`history`] | what happens, told as it happens; the lives that a copy had |
+//! | [`orders`], [`pins`] | orders for one path; what is kept from eviction |
 
 pub mod adopt;
 pub mod ask;
@@ -33,12 +34,15 @@ pub mod events;
 pub mod evict;
 pub mod fetch;
 pub mod file;
+pub mod history;
 pub mod hydrate;
 pub mod known;
 pub mod limits;
 pub mod list;
 pub mod listing;
 pub mod node;
+pub mod orders;
+pub mod pins;
 pub mod publish;
 pub mod publisher;
 pub mod read;
@@ -72,6 +76,7 @@ use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::limits::Limits;
 use crate::engine::node::{Node, Xattrs};
+use crate::engine::pins::Pins;
 use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
 use crate::engine::recorder::Recorder;
@@ -147,6 +152,9 @@ pub struct Engine {
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) events: Events,
+    pub(crate) pins: Pins,
+    /// Number of this life in the history. Relaxed: written once, read at the end.
+    pub(crate) life: AtomicU64,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) started: Instant,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -178,6 +186,7 @@ impl Engine {
         let disk = Arc::clone(&destination);
         let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
+        let pins = Pins::new(destination.catalog().pins()?);
         let events =
             Events::start(destination.event_log(), source.display_name(), destination.shown_as())?;
         let engine = Arc::new(Self {
@@ -201,6 +210,8 @@ impl Engine {
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
             events,
+            pins,
+            life: AtomicU64::new(0),
             in_flight: Arc::new(InFlight::default()),
             started: Instant::now(),
             runtime: tokio::runtime::Handle::current(),

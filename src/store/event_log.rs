@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
-use super::Destination;
+use super::elsewhere::pointer;
 use super::root::{create_beneath, open_beneath};
+use super::{Destination, STATE_NAME};
 
 /// The newest first.
 pub(super) const LOG_NAMES: [&str; 4] =
@@ -43,6 +44,30 @@ impl Destination {
             .map_err(|error| Error::io("open event log", error).at(&shown_as))?;
         Ok(EventLog { directory, shown_as, file: None, file_bytes: FILE_BYTES })
     }
+}
+
+/// The files of a destination that nobody serves, the oldest first; `None` if it is none.
+///
+/// # Errors
+/// As opening a file.
+pub fn written_in(destination: &Path) -> Result<Option<Vec<File>>> {
+    let shown_as = destination.join(STATE_NAME);
+    let failed = |errno| Error::io("read events", errno).at(&shown_as);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let own = match rustix::fs::open(&shown_as, flags, Mode::empty()) {
+        Ok(own) => own,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(errno) => return Err(failed(errno)),
+    };
+    let directory = match pointer(own.as_fd()).map_err(failed)? {
+        Some((_, elsewhere)) => {
+            rustix::fs::open(elsewhere, flags, Mode::empty()).map_err(failed)?
+        }
+        None => own,
+    };
+    let log =
+        EventLog { directory, shown_as: shown_as.clone(), file: None, file_bytes: FILE_BYTES };
+    log.files().map(Some)
 }
 
 impl EventLog {
