@@ -23,6 +23,7 @@ mod hang;
 mod http;
 mod mutations;
 mod offline;
+mod orders;
 mod published;
 mod quota;
 mod replaced;

@@ -91,3 +91,41 @@ impl Catalog {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Destination, DestinationOptions};
+
+    // LESSONS 4: the history had no bound.
+    #[test]
+    fn the_history_has_a_bound_and_forgets_the_oldest() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = Destination::open(directory.path(), DestinationOptions::default()).unwrap();
+        let catalog = opened.catalog();
+        assert!(catalog.lives().unwrap().is_empty());
+        for number in 1..=LIVES_KEPT + 5 {
+            assert_eq!(catalog.begin_life(&number.to_le_bytes()).unwrap(), number);
+        }
+        catalog.end_life(LIVES_KEPT + 5, b"ended").unwrap();
+        let lives = catalog.lives().unwrap();
+        assert!(lives.iter().map(|(number, _)| *number).eq(6..=LIVES_KEPT + 5));
+        assert_eq!(lives.last().unwrap().1, b"ended");
+    }
+
+    #[test]
+    fn a_pin_is_remembered_and_told_only_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = RelPath::root().child("a".as_ref()).unwrap();
+        let open = || Destination::open(directory.path(), DestinationOptions::default()).unwrap();
+        let opened = open();
+        assert_eq!(opened.catalog().pins().unwrap(), []);
+        assert!(opened.catalog().pin(&path, true).unwrap());
+        assert!(!opened.catalog().pin(&path, true).unwrap());
+        drop(opened);
+        let opened = open();
+        assert_eq!(opened.catalog().pins().unwrap(), [path.clone()]);
+        assert!(opened.catalog().pin(&path, false).unwrap());
+        assert!(!opened.catalog().pin(&path, false).unwrap());
+    }
+}
