@@ -13,6 +13,7 @@ use crate::control::orders::{
     Done, EventsRequest, LimitRequest, PathDone, PathOrder, PathsDone, PathsRequest, SwitchOrder,
     tree_path,
 };
+use crate::control::verify::Summary;
 use crate::core::path::RelPath;
 use crate::engine::events::{Event, Heard, LimitStep, Line, Step};
 use crate::engine::{Engine, on_disk};
@@ -115,6 +116,18 @@ async fn one_path(engine: &Arc<Engine>, order: PathOrder, path: &RelPath) -> Res
             false => "was not pinned itself".to_owned(),
         }),
     }
+}
+
+/// The copy begins to be proven again.
+pub(super) fn verify_begun() -> Event {
+    Event::Verify { what: Step::Begun, files: 0, differing: 0, mended: 0, message: None }
+}
+
+/// It was proven again, or could not be.
+pub(super) fn verify_ended(verified: &Result<Summary>) -> Event {
+    let Summary { files, differing, mended, .. } = verified.as_ref().copied().unwrap_or_default();
+    let message = verified.as_ref().err().map(ToString::to_string);
+    Event::Verify { what: Step::Ended, files, differing, mended, message }
 }
 
 /// The part of a line that tells its place.

@@ -301,7 +301,11 @@ impl Controlled for Reporter {
                 .because("it is being verified already"));
         };
         let source = source.transpose()?;
-        verify_served(&self.engine, source, order.task, lines).await.map(VerifyLine::Summary)
+        let events = self.engine.events();
+        events.tell(orders::verify_begun());
+        let verified = verify_served(&self.engine, source, order.task, lines).await;
+        events.tell(orders::verify_ended(&verified));
+        verified.map(VerifyLine::Summary)
     }
 
     async fn switch(&self, order: SwitchOrder) -> Result<Done> {

@@ -81,6 +81,7 @@ impl Engine {
     /// # Errors
     /// `Denied` for what is to be kept; `Busy` for what is in use: then the others went all the same.
     pub async fn evict_path(self: &Arc<Self>, path: &RelPath) -> Result<String> {
+        self.lookup_path(path).await?;
         let (mut files, mut bytes, mut refused) = (0u64, 0u64, Vec::new());
         for path in self.recorded_below(path).await? {
             match self.evict_one(&path).await {

@@ -6,7 +6,7 @@ use ratatui::style::Stylize;
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Widget};
 
-use crate::cli::watch::view::shortened;
+use crate::cli::watch::cells::shortened;
 use crate::control::registry::Found;
 
 /// The daemons, one of them marked.

@@ -1,5 +1,6 @@
 //! `lazycopy status --watch`: a live view of a daemon in the terminal, with keys for its orders.
 
+mod cells;
 mod list;
 mod view;
 

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Widget};
 
 use crate::cli::text::{bytes, count, phase, seconds};
+use crate::cli::watch::cells::{blocks, plain, shortened};
 use crate::control::status::{ActiveChunk, FileError, JobPhase, StatusReport};
 
 /// Below this height errors and chunks share what is left of the screen with nobody: the head alone is shown.
@@ -195,24 +196,6 @@ fn rule(title: &str, width: usize) -> Line<'static> {
     Line::from(format!("── {title} {}", "─".repeat(rest))).dim()
 }
 
-/// So many eighths of `width` cells are filled.
-fn blocks(share: f64, width: usize) -> String {
-    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "cells of a bar"
-    )]
-    let filled = ((share.clamp(0.0, 1.0) * (width * 8) as f64) as usize).min(width * 8);
-    let mut text = "█".repeat(filled / 8);
-    if filled / 8 < width {
-        text.push(EIGHTHS[filled % 8]);
-    }
-    let missing = width - text.chars().count();
-    text + &" ".repeat(missing)
-}
-
 fn bar(report: &StatusReport, width: usize) -> Line<'static> {
     let percent = format!(" {:5.1} %", report.percent);
     let filled = blocks(report.percent / 100.0, width.saturating_sub(percent.len()));
@@ -265,22 +248,6 @@ fn error_line(error: &FileError, width: usize) -> Line<'static> {
     let text = format!("{}  {}", shortened(&path, room / 2), plain(&error.message));
     let cut: String = text.chars().take(room).collect();
     Line::from(vec![Span::from(kind).red(), cut.into()])
-}
-
-/// Without what would move the cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// The end of a text that is too long: of a path that is the telling part.
-pub(super) fn shortened(text: &str, width: usize) -> String {
-    let text = plain(text);
-    let length = text.chars().count();
-    if length <= width {
-        return text;
-    }
-    let tail: String = text.chars().skip(length - width.saturating_sub(1)).collect();
-    if width == 0 { String::new() } else { format!("…{tail}") }
 }
 
 #[cfg(test)]
@@ -406,16 +373,5 @@ mod tests {
         assert!(has(&lines, "paused: too little room at the destination"));
         assert!(lines[23].contains("paused: 3 chunks finish"));
         assert!(shown(&paused, "", true, (80, 24))[23].contains("y stop"));
-    }
-
-    #[test]
-    fn a_bar_is_never_longer_than_its_place() {
-        for width in 0..20 {
-            for percent in -1..=101 {
-                let bar = blocks(f64::from(percent) / 100.0, width);
-                assert_eq!(bar.chars().count(), width);
-            }
-        }
-        assert_eq!((blocks(1.0, 3), blocks(0.5, 3)), ("███".to_owned(), "█▌ ".to_owned()));
     }
 }
