@@ -307,7 +307,7 @@ mod tests {
         let cells = usize::from(size.0);
         buffer
             .content()
-            .chunks(cells)
+            .chunks(cells.max(1))
             .map(|row| row.iter().map(ratatui::buffer::Cell::symbol).collect())
             .collect()
     }
