@@ -84,7 +84,7 @@ impl Engine {
         self.lookup_path(path).await?;
         let (mut files, mut bytes, mut refused) = (0u64, 0u64, Vec::new());
         for path in self.recorded_below(path).await? {
-            match self.evict_one(&path).await {
+            match self.forget_local(&path).await {
                 Ok(0) => {}
                 Ok(freed) => {
                     files += 1;
@@ -132,7 +132,7 @@ impl Engine {
         Ok(paths)
     }
 
-    async fn evict_one(self: &Arc<Self>, path: &RelPath) -> Result<u64> {
+    async fn forget_local(self: &Arc<Self>, path: &RelPath) -> Result<u64> {
         if self.pins.holds(path) {
             return Err(Error::new(Kind::Denied, "evict")
                 .because("it is pinned")
