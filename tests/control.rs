@@ -13,7 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use lazycopy::control::client::Client;
+use lazycopy::control::orders::{
+    Done, EventsRequest, HistoryReport, LimitRequest, PathDone, PathOrder, PathsDone, PathsRequest,
+    ROUTES, SwitchOrder, tree_path,
+};
 use lazycopy::control::registry::{self, Registration, SessionRecord};
 use lazycopy::control::server::ControlServer;
 use lazycopy::control::status::{
@@ -21,6 +26,7 @@ use lazycopy::control::status::{
 };
 use lazycopy::control::verify::{Summary, VerifyLine, VerifyOrder, VerifyTask};
 use lazycopy::control::{Controlled, UnmountRequest};
+use lazycopy::engine::history::Life;
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::vfs::mount::{MountOptions, UnmountMode, unmount_ours};
 use lazycopy::vfs::mountinfo::DeviceNumber;
@@ -78,6 +84,41 @@ impl Controlled for Daemon {
         let mended = VerifyLine::Mended { path: JsonPath::new("film.mov"), fetched: 7 };
         drop(lines.send(mended).await);
         Ok(VerifyLine::Summary(Summary { clean: true, mended: 1, ..Summary::default() }))
+    }
+
+    async fn switch(&self, order: SwitchOrder) -> Result<Done> {
+        Ok(Done { message: format!("{} done", order.as_str()) })
+    }
+
+    async fn limit(&self, request: LimitRequest) -> Result<Done> {
+        match request.bytes_per_s {
+            Some(0) => Err(Error::new(Kind::Invalid, "limit").because("too little")),
+            rate => Ok(Done { message: format!("limit {rate:?}") }),
+        }
+    }
+
+    async fn paths(&self, order: PathOrder, request: PathsRequest) -> PathsDone {
+        let done = |path: &JsonPath| {
+            let result = match tree_path(path) {
+                Ok(path) if path.as_bytes() == b"kept" => {
+                    Err(Error::new(Kind::Denied, "evict").because("it is to be kept"))
+                }
+                Ok(_) => Ok(format!("{} done", order.as_str())),
+                Err(error) => Err(error),
+            };
+            PathDone::new(path, result)
+        };
+        PathsDone { results: request.paths.iter().map(done).collect() }
+    }
+
+    async fn events(&self, request: EventsRequest, lines: mpsc::Sender<Bytes>) -> Result<()> {
+        let text = format!("{{\"seq\":{}}}\n{{\"follow\":{}}}\n", request.from, request.follow);
+        drop(lines.send(Bytes::from(text)).await);
+        Ok(())
+    }
+
+    async fn history(&self) -> Result<HistoryReport> {
+        Ok(HistoryReport::new(vec![Life { session: "s".to_owned(), ..Life::default() }]))
     }
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {
@@ -207,11 +248,93 @@ fn what_is_found_comes_line_by_line_and_an_error_ends_it() {
 #[test]
 fn what_is_not_there_is_404_and_the_wrong_verb_405_both_in_json() {
     let played = Played::start(None, true);
-    let unknown = played.raw(b"GET /v1/pause HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let unknown = played.raw(b"GET /v1/no HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
-    assert!(unknown.contains(r#"{"kind":"not-found","message":"no /v1/pause here"}"#), "{unknown}");
+    assert!(unknown.contains(r#"{"kind":"not-found","message":"no /v1/no here"}"#), "{unknown}");
     let verb = played.raw(b"POST /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(verb.starts_with("HTTP/1.1 405"), "{verb}");
+}
+
+#[test]
+fn every_route_answers_its_verb_and_refuses_the_other() {
+    let played = Played::start(None, true);
+    for (method, path) in ROUTES {
+        if path == "/v1/unmount" {
+            continue; // ends the played daemon
+        }
+        let ask = |method: &str| {
+            let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            played.raw(head.as_bytes())
+        };
+        let answer = ask(method);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
+        let other = if method == "GET" { "POST" } else { "GET" };
+        assert!(ask(other).starts_with("HTTP/1.1 405"), "{other} {path}");
+    }
+}
+
+#[test]
+fn orders_say_what_they_changed_and_errors_keep_their_kind() {
+    let played = Played::start(None, true);
+    let client = Client::new(played.socket());
+    for order in SwitchOrder::ALL {
+        assert_eq!(client.switch(order).unwrap().message, format!("{} done", order.as_str()));
+    }
+    let limited = client.limit(LimitRequest { bytes_per_s: Some(7) }).unwrap();
+    assert_eq!(limited.message, "limit Some(7)");
+    let refused = client.limit(LimitRequest { bytes_per_s: Some(0) }).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Invalid);
+    let paths = ["a/b", "kept", "../x"].map(JsonPath::new).to_vec();
+    for order in PathOrder::ALL {
+        let done = client.paths(order, &PathsRequest { paths: paths.clone() }).unwrap();
+        let kinds: Vec<_> = done
+            .results
+            .iter()
+            .map(|done| done.result().map(str::to_owned).map_err(|error| error.kind()))
+            .collect();
+        let expected = Ok(format!("{} done", order.as_str()));
+        assert_eq!(kinds, [expected, Err(Kind::Denied), Err(Kind::Invalid)]);
+    }
+    let mut lines = Vec::new();
+    let request = EventsRequest { from: 3, follow: true };
+    client.events(request, |line| lines.push(String::from_utf8_lossy(line).into_owned())).unwrap();
+    assert_eq!(lines, [r#"{"seq":3}"#, r#"{"follow":true}"#]);
+    assert_eq!(client.history().unwrap().lives.len(), 1);
+}
+
+#[test]
+fn without_a_target_the_only_daemon_is_meant() {
+    let played = Played::start(None, true);
+    let paused = played.command(&["pause"]);
+    assert_eq!(said(&paused), "pause done\n");
+    assert_eq!(said(&played.command(&["limit", "20MB"])), "limit Some(20000000)\n");
+    assert_eq!(said(&played.command(&["limit", "off", "/the/destination"])), "limit None\n");
+    let nobody = played.command(&["stop", "/nowhere"]);
+    assert_eq!(nobody.status.code(), Some(2), "{}", said(&nobody));
+    // Another one of the same user.
+    let record = SessionRecord {
+        session: "t".to_owned(),
+        pid: played.daemon.process,
+        process_start: registry::process_start(played.daemon.process).unwrap(),
+        ..SessionRecord::of_this_process("t", "x", Path::new("/other"), Path::new("/d")).unwrap()
+    };
+    let _other = registry::register_in(&played.base.path().join("run"), &record).unwrap();
+    let several = played.command(&["pause"]);
+    assert_eq!(several.status.code(), Some(2), "{}", said(&several));
+    for place in ["there are 2", "/the/mountpoint", "/other", "TARGET"] {
+        assert!(said(&several).contains(place), "{}", said(&several));
+    }
+    let outside = played.command(&["pin", "/tmp"]);
+    assert_eq!(outside.status.code(), Some(1));
+    assert!(said(&outside).contains("not lie in a mount of lazycopy"), "{}", said(&outside));
+}
+
+#[test]
+fn watching_without_a_terminal_says_what_to_use() {
+    let played = Played::start(None, true);
+    let watched = played.command(&["status", "--watch"]);
+    assert_eq!(watched.status.code(), Some(2));
+    assert!(said(&watched).contains("--json"), "{}", said(&watched));
 }
 
 #[test]

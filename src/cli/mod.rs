@@ -7,6 +7,7 @@ mod checksums;
 mod clone;
 mod copying;
 mod doctor;
+mod events;
 pub mod exit;
 mod forget;
 mod hydrate_options;
@@ -14,12 +15,14 @@ mod limit_options;
 mod logging;
 mod mount;
 mod mount_options;
+mod orders;
 mod progress;
 mod status;
 mod target;
 mod text;
 mod unmount;
 mod verify;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::cli::exit::Exit;
+use crate::control::orders::{PathOrder, SwitchOrder};
 use crate::error::{Error, Result};
 
 const EXIT_CODES: &str = "Exit codes: 0 ok · 1 some files failed · 2 wrong usage, or refused before the start · \
@@ -51,6 +55,27 @@ enum Command {
     Clone(Box<clone::CloneArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Events(events::EventsArgs),
+    /// Begin nothing more in the background; what runs is finished. Reads are served in any case
+    Pause(orders::SwitchArgs),
+    /// Go on in the background, and try again what failed
+    Resume(orders::SwitchArgs),
+    /// Finish what runs in the background, then stop
+    Drain(orders::SwitchArgs),
+    /// End what runs in the background now; what landed is kept, reads are served in any case
+    Stop(orders::SwitchArgs),
+    /// Limit what the background takes of the source
+    Limit(orders::LimitArgs),
+    /// Fetch files, or all below directories, in the background
+    Hydrate(orders::PathArgs),
+    /// Forget the local bytes of files, or of all below directories: they are fetched again when they are read
+    Evict(orders::PathArgs),
+    /// Keep files, or all below directories, from eviction
+    Pin(orders::PathArgs),
+    /// Let what was pinned be evicted again
+    Unpin(orders::PathArgs),
+    /// Ask the source now for files, or for what directories hold
+    Refresh(orders::PathArgs),
     Verify(verify::VerifyArgs),
     Forget(forget::ForgetArgs),
     Doctor(doctor::DoctorArgs),
@@ -70,6 +95,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Clone(clone) => return clone::run(clone, &args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),
+        Command::Events(events) => events::run(events),
+        Command::Pause(args) => orders::switch(SwitchOrder::Pause, args),
+        Command::Resume(args) => orders::switch(SwitchOrder::Resume, args),
+        Command::Drain(args) => orders::switch(SwitchOrder::Drain, args),
+        Command::Stop(args) => orders::switch(SwitchOrder::Stop, args),
+        Command::Limit(args) => orders::limit(args),
+        Command::Hydrate(args) => orders::paths(PathOrder::Hydrate, args),
+        Command::Evict(args) => orders::paths(PathOrder::Evict, args),
+        Command::Pin(args) => orders::paths(PathOrder::Pin, args),
+        Command::Unpin(args) => orders::paths(PathOrder::Unpin, args),
+        Command::Refresh(args) => orders::paths(PathOrder::Refresh, args),
         Command::Verify(verify) => verify::run(verify),
         Command::Forget(forget) => forget::run(forget),
         Command::Doctor(doctor) => doctor::run(doctor),

@@ -8,13 +8,12 @@ use serde::Serialize;
 
 use crate::cli::exit::Exit;
 use crate::cli::target::Target;
-use crate::cli::{complain, say, text};
+use crate::cli::{complain, say, text, watch};
 use crate::control::client::Client;
+use crate::control::orders::HistoryReport;
 use crate::control::registry::{self, Found};
 use crate::control::status::{DaemonsReport, SCHEMA, StuckReport};
 use crate::error::{Error, Kind, Result};
-use crate::vfs::mountinfo::MountEntry;
-use crate::vfs::mountpoint::is_dead;
 
 /// Show how far a copy is.
 ///
@@ -29,13 +28,22 @@ pub(crate) struct StatusArgs {
     /// List the operations that have not ended, oldest first, in milliseconds since they began [default: off]
     #[arg(long, env = "LAZYCOPY_STUCK", hide_env_values = true, value_parser = BoolishValueParser::new())]
     stuck: bool,
+    /// Show it live, with keys to pause, resume and stop; looks twice a second [default: off]
+    #[arg(long, env = "LAZYCOPY_WATCH", hide_env_values = true, conflicts_with_all = ["json", "stuck"], value_parser = BoolishValueParser::new())]
+    watch: bool,
+    /// List the daemons' lives: when each began and ended, and what it came to; the last 1000 of a copy [default: off]
+    #[arg(long, env = "LAZYCOPY_HISTORY", hide_env_values = true, conflicts_with_all = ["watch", "stuck"], value_parser = BoolishValueParser::new())]
+    history: bool,
 }
 
 pub(crate) fn run(args: &StatusArgs) -> Result<Exit> {
+    if args.watch {
+        return watch::run(args.target.as_deref());
+    }
     match &args.target {
         Some(path) => {
             let target = Target::find(path)?;
-            let daemon = target.daemon.as_ref().ok_or_else(|| nobody_serves(&target))?;
+            let daemon = target.daemon.as_ref().ok_or_else(|| target.nobody_serves())?;
             // A daemon that does not answer is not a source that cannot be reached.
             Ok(show_one(args, daemon).map_or_else(
                 |error| {
@@ -47,21 +55,6 @@ pub(crate) fn run(args: &StatusArgs) -> Result<Exit> {
         }
         None => show_all(args),
     }
-}
-
-fn nobody_serves(target: &Target) -> Error {
-    let error = Error::new(Kind::NotFound, "find the daemon of").at(&target.path);
-    if !target.top().is_some_and(MountEntry::is_lazycopy) {
-        return error.because("no lazycopy daemon of this user serves it");
-    }
-    if is_dead(&target.path, &target.mounts) {
-        return error
-            .because("its mount is dead: the daemon has ended without unmounting")
-            .hint("`lazycopy unmount` clears it, and so does the next mount there");
-    }
-    error
-        .because("it is mounted, but by a daemon that is not registered for this user")
-        .hint("ask as the user who mounted it, with the same LAZYCOPY_RUNTIME_DIR")
 }
 
 fn not_answering(error: Error, daemon: &Found) -> Error {
@@ -76,6 +69,14 @@ fn not_answering(error: Error, daemon: &Found) -> Error {
 
 fn show_one(args: &StatusArgs, daemon: &Found) -> Result<()> {
     let client = Client::new(&daemon.socket);
+    if args.history {
+        let report = client.history()?;
+        match args.json {
+            true => print_json(&report),
+            false => say(&history_text(daemon, &report)),
+        }
+        return Ok(());
+    }
     match (args.stuck, args.json) {
         (true, true) => print_json(&client.stuck()?),
         (true, false) => say(&stuck_text(daemon, &client.stuck()?)),
@@ -92,7 +93,7 @@ fn show_all(args: &StatusArgs) -> Result<Exit> {
         complain(&not_answering(error, daemon).to_string());
         exit = Exit::SomeFailed;
     };
-    if args.json && !args.stuck {
+    if args.json && !args.stuck && !args.history {
         let mut report = DaemonsReport { schema: SCHEMA, daemons: Vec::new() };
         for daemon in &daemons {
             match Client::new(&daemon.socket).status() {
@@ -122,6 +123,26 @@ fn print_json<T: Serialize>(report: &T) {
         Ok(json) => say(&json),
         Err(error) => complain(&format!("write JSON: {error}")),
     }
+}
+
+fn history_text(daemon: &Found, report: &HistoryReport) -> String {
+    let mut lines = vec![format!("{}: {} lives", daemon.record.mountpoint, report.lives.len())];
+    for life in &report.lives {
+        let is_ours = life.session == daemon.record.session;
+        let end = match (&life.ended_at, &life.outcome) {
+            (Some(ended), Some(outcome)) => format!(
+                "to {ended}  {outcome}: {} of {} files published, {} failed, {} fetched",
+                text::count(life.files_published),
+                text::count(life.files),
+                text::count(life.files_failed),
+                text::bytes(life.bytes_fetched)
+            ),
+            _ if is_ours => "runs".to_owned(),
+            _ => "was killed".to_owned(),
+        };
+        lines.push(format!("{}  {end}", life.started_at));
+    }
+    lines.join("\n")
 }
 
 fn stuck_text(daemon: &Found, report: &StuckReport) -> String {

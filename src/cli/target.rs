@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::control::registry::{self, Found};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::vfs::mountinfo::{self, MountEntry};
-use crate::vfs::mountpoint::{absolute, locate};
+use crate::vfs::mountpoint::{absolute, is_dead, locate};
 
 /// What is known about a TARGET.
 #[derive(Debug)]
@@ -46,5 +46,21 @@ impl Target {
     /// The uppermost mount there.
     pub(crate) fn top(&self) -> Option<&MountEntry> {
         mountinfo::top_at(&self.mounts, &self.path)
+    }
+
+    /// Why there is no daemon to ask.
+    pub(crate) fn nobody_serves(&self) -> Error {
+        let error = Error::new(Kind::NotFound, "find the daemon of").at(&self.path);
+        if !self.top().is_some_and(MountEntry::is_lazycopy) {
+            return error.because("no lazycopy daemon of this user serves it");
+        }
+        if is_dead(&self.path, &self.mounts) {
+            return error
+                .because("its mount is dead: the daemon has ended without unmounting")
+                .hint("`lazycopy unmount` clears it, and so does the next mount there");
+        }
+        error
+            .because("it is mounted, but by a daemon that is not registered for this user")
+            .hint("ask as the user who mounted it, with the same LAZYCOPY_RUNTIME_DIR")
     }
 }

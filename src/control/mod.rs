@@ -3,15 +3,21 @@
 //! HTTP/1 with JSON over a unix socket, so that `curl --unix-socket` is a client too.
 
 pub mod client;
+pub mod orders;
 pub mod registry;
 pub mod server;
 pub mod status;
 pub mod verify;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::control::orders::{
+    Done, EventsRequest, HistoryReport, LimitRequest, PathOrder, PathsDone, PathsRequest,
+    SwitchOrder,
+};
 use crate::control::status::{StatusReport, StuckReport};
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::error::{Error, Kind, Result};
@@ -40,6 +46,33 @@ pub trait Controlled: Send + Sync + 'static {
         order: VerifyOrder,
         lines: mpsc::Sender<VerifyLine>,
     ) -> Result<VerifyLine>;
+
+    /// Says what hydration shall do; answers what that changes. Reads are served in any case.
+    ///
+    /// # Errors
+    /// As a durable write: then it holds, but not over a restart.
+    async fn switch(&self, order: SwitchOrder) -> Result<Done>;
+
+    /// Changes the rate of hydration.
+    ///
+    /// # Errors
+    /// `Invalid` for a rate below 1 KiB/s.
+    async fn limit(&self, request: LimitRequest) -> Result<Done>;
+
+    /// Carries out an order for each path.
+    async fn paths(&self, order: PathOrder, request: PathsRequest) -> PathsDone;
+
+    /// Sends the events that were written, and goes on with what comes if that is asked; a closed `lines` ends it. Each piece is whole lines.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    async fn events(&self, request: EventsRequest, lines: mpsc::Sender<Bytes>) -> Result<()>;
+
+    /// The lives that this copy had.
+    ///
+    /// # Errors
+    /// What the catalog says.
+    async fn history(&self) -> Result<HistoryReport>;
 
     /// Takes the mount out of the tree; returns when it is gone. What then follows (saving, leaving the lock, ending the process) goes on
     /// after the answer: the client watches the process.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -79,12 +79,6 @@ impl SessionRecord {
     pub fn is_alive(&self) -> bool {
         process_start(self.pid) == Some(self.process_start)
     }
-}
-
-/// A name for one daemon's life, unique on this machine.
-pub fn new_session() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    format!("{:x}{:05x}-{:x}", now.as_secs(), now.subsec_micros(), std::process::id())
 }
 
 /// When a process started, in clock ticks after boot; `None` if there is none, or only its remains.

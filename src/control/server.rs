@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::control::orders::{EventsRequest, PathOrder, ROUTES, SwitchOrder};
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{BODY_MAX, Controlled, ErrorBody, UnmountRequest};
 use crate::error::{Error, Kind, Result};
@@ -155,16 +156,89 @@ async fn answer(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Repl
     let answered = match (&method, path.as_str()) {
         (&Method::GET, "/v1/status") => from_memory(daemon.status()).await,
         (&Method::GET, "/v1/stuck") => from_memory(daemon.stuck()).await,
+        (&Method::GET, "/v1/events") => events(&request, daemon),
+        (&Method::GET, "/v1/history") => result_of(daemon.history().await),
         (&Method::POST, "/v1/unmount") => unmount(request, daemon).await,
         (&Method::POST, "/v1/verify") => verify(request, daemon).await,
-        (_, "/v1/status" | "/v1/stuck" | "/v1/unmount" | "/v1/verify") => Err(refused(
+        (&Method::POST, "/v1/limit") => limit(request, daemon).await,
+        (&Method::POST, path) if is_route(path) => carry_out(path, request, daemon).await,
+        (_, path) if is_route(path) => Err(refused(
             StatusCode::METHOD_NOT_ALLOWED,
             Kind::Invalid,
             format!("{method} is not possible here"),
         )),
-        _ => Err(refused(StatusCode::NOT_FOUND, Kind::NotFound, format!("no {path} here"))),
+        (_, path) => Err(unknown(path)),
     };
     answered.unwrap_or_else(|refusal| refusal)
+}
+
+fn is_route(path: &str) -> bool {
+    ROUTES.iter().any(|(_, route)| *route == path)
+}
+
+fn unknown(path: &str) -> Reply {
+    refused(StatusCode::NOT_FOUND, Kind::NotFound, format!("no {path} here"))
+}
+
+/// The orders that have their names in the path.
+async fn carry_out(
+    path: &str,
+    request: Request<Incoming>,
+    daemon: Arc<dyn Controlled>,
+) -> Result<Reply, Reply> {
+    let name = path.trim_start_matches("/v1/");
+    if let Some(order) = SwitchOrder::ALL.into_iter().find(|order| order.as_str() == name) {
+        return result_of(daemon.switch(order).await);
+    }
+    let Some(order) = PathOrder::ALL.into_iter().find(|order| order.as_str() == name) else {
+        return Err(refused(
+            StatusCode::METHOD_NOT_ALLOWED,
+            Kind::Invalid,
+            "POST is not possible here".to_owned(),
+        ));
+    };
+    let paths = read_order(request).await?;
+    // A task of its own: a client's death must not leave half of it.
+    let done = tokio::spawn(async move { daemon.paths(order, paths).await }).await;
+    result_of(done.map_err(|died| Error::new(Kind::Io, "carry out order").caused_by(died)))
+}
+
+async fn limit(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
+    let order = read_order(request).await?;
+    result_of(daemon.limit(order).await)
+}
+
+fn result_of<T: Serialize>(done: Result<T>) -> Result<Reply, Reply> {
+    match done {
+        Ok(done) => Ok(json(StatusCode::OK, &done)),
+        Err(error) => Err(json(status_of(&error), &ErrorBody::of(&error))),
+    }
+}
+
+fn status_of(error: &Error) -> StatusCode {
+    match error.kind() {
+        Kind::Busy => StatusCode::CONFLICT,
+        Kind::Invalid => StatusCode::BAD_REQUEST,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Denied => StatusCode::FORBIDDEN,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Answers with the lines of the log, and what comes.
+fn events(request: &Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
+    let query = request.uri().query().unwrap_or_default();
+    let wanted = match EventsRequest::parse(query) {
+        Ok(wanted) => wanted,
+        Err(error) => return Err(json(status_of(&error), &ErrorBody::of(&error))),
+    };
+    let (lines, received) = mpsc::channel(LINES);
+    tokio::spawn(async move {
+        if let Err(error) = daemon.events(wanted, lines).await {
+            tracing::warn!(%error, "events not told");
+        }
+    });
+    Ok(ndjson(received))
 }
 
 async fn from_memory<T: Serialize>(report: impl Future<Output = T>) -> Result<Reply, Reply> {
@@ -208,23 +282,38 @@ async fn verify(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Resu
         };
         drop(lines.send(last).await);
     });
-    let frames = stream::unfold(received, |mut received| async move {
-        let line = match timeout(SILENCE, received.recv()).await {
-            Ok(line) => line?,
-            // A sign of life.
-            Err(_elapsed) => return Some((Ok(Frame::data(Bytes::from_static(b"\n"))), received)),
-        };
+    let (texts, received_texts) = mpsc::channel(LINES);
+    tokio::spawn(write_lines(received, texts));
+    Ok(ndjson(received_texts))
+}
+
+/// Each thing on a line of its own.
+async fn write_lines<T: Serialize>(mut lines: mpsc::Receiver<T>, texts: mpsc::Sender<Bytes>) {
+    while let Some(line) = lines.recv().await {
         let mut text = serde_json::to_vec(&line).unwrap_or_else(|error| {
             tracing::error!(err = %error, "line cannot be written as JSON");
             b"{}".to_vec()
         });
         text.push(b'\n');
-        Some((Ok(Frame::data(Bytes::from(text))), received))
+        if texts.send(Bytes::from(text)).await.is_err() {
+            return; // nobody listens: who sends finds its channel closed
+        }
+    }
+}
+
+/// An answer that goes on as long as there are lines; an empty one now and then is a sign of life.
+fn ndjson(texts: mpsc::Receiver<Bytes>) -> Reply {
+    let frames = stream::unfold(texts, |mut texts| async move {
+        let text = match timeout(SILENCE, texts.recv()).await {
+            Ok(text) => text?,
+            Err(_elapsed) => Bytes::from_static(b"\n"),
+        };
+        Some((Ok(Frame::data(text)), texts))
     });
     let mut reply = Response::new(BodyExt::boxed(StreamBody::new(frames)));
     let lines = http::HeaderValue::from_static("application/x-ndjson");
     reply.headers_mut().insert(http::header::CONTENT_TYPE, lines);
-    Ok(reply)
+    reply
 }
 
 /// The order in a request's body; an empty one is the default.

@@ -1,51 +1,16 @@
 //! The answers of the control socket, schema 1: names and units are a contract with scripts.
 
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
+pub use crate::core::json_path::JsonPath;
+pub(crate) use crate::core::json_path::from_exact;
 pub(crate) use crate::core::path::{escape, exact};
 
 /// Version of the answers' shape.
 pub const SCHEMA: u32 = 1;
-
-/// A path in JSON: readable in `path`; where it is not UTF-8, that is escaped and `path_b64` has the exact bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JsonPath {
-    /// For people: bytes that are not UTF-8 as `\xHH`.
-    pub path: String,
-    /// Standard base64 of the raw bytes, only where `path` is not exact.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path_b64: Option<String>,
-}
-
-impl JsonPath {
-    /// Writes down `path`.
-    pub fn new(path: impl AsRef<Path>) -> Self {
-        let path = path.as_ref().as_os_str();
-        Self { path: escape(path), path_b64: exact(path) }
-    }
-
-    /// The exact path; `None` if `path_b64` is no base64.
-    pub fn to_path_buf(&self) -> Option<PathBuf> {
-        from_exact(&self.path, self.path_b64.as_deref())
-    }
-}
-
-/// The path that [`escape`] and [`exact`] wrote down.
-pub(crate) fn from_exact(text: &str, exact: Option<&str>) -> Option<PathBuf> {
-    match exact {
-        Some(exact) => {
-            let bytes = BASE64_STANDARD.decode(exact).ok()?;
-            Some(PathBuf::from(std::ffi::OsString::from_vec(bytes)))
-        }
-        None => Some(PathBuf::from(text)),
-    }
-}
 
 /// A point in time as the answers write it: RFC 3339, UTC, whole seconds.
 pub fn timestamp(time: SystemTime) -> String {
@@ -172,6 +137,17 @@ pub struct ChunkCounts {
     pub retried: u64,
 }
 
+/// Moving averages of what lands, in bytes per second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateCounts {
+    /// Somebody waits for it.
+    pub demand: u64,
+    /// Ahead of readers.
+    pub readahead: u64,
+    /// In the background.
+    pub hydration: u64,
+}
+
 /// What a copy in place shows besides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InPlaceCounts {
@@ -279,6 +255,9 @@ pub struct StatusReport {
     pub bytes: ByteCounts,
     /// Moving average of what lands.
     pub rate_bytes_per_s: u64,
+    /// The same by priority.
+    #[serde(default)]
+    pub rates: RateCounts,
     /// Seconds left; `null` until known.
     pub eta_s: Option<u64>,
     /// Counts of chunks.
@@ -368,8 +347,6 @@ pub struct StuckReport {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -400,21 +377,11 @@ mod tests {
         fields.sort();
         assert_eq!(
             fields.join(" "),
-            "active bytes chunks dest elapsed_s errors eta_s files job lanes mountpoint paused_by percent phase proof rate_bytes_per_s schema session source started_at"
+            "active bytes chunks dest elapsed_s errors eta_s files job lanes mountpoint paused_by percent phase proof rate_bytes_per_s rates schema session source started_at"
         );
         assert_eq!(
             json["active"][0],
             serde_json::json!({"chunk":1,"path":"a","offset":0,"len":1,"landed":0,"priority":"demand"})
         );
-    }
-
-    proptest! {
-        #[test]
-        fn every_path_survives_json(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-            let path = PathBuf::from(std::ffi::OsString::from_vec(bytes));
-            let json = serde_json::to_string(&JsonPath::new(&path)).unwrap();
-            let back: JsonPath = serde_json::from_str(&json).unwrap();
-            prop_assert_eq!(back.to_path_buf(), Some(path));
-        }
     }
 }

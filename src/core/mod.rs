@@ -9,6 +9,7 @@ pub mod flight;
 pub mod hashes;
 pub mod ids;
 pub mod in_flight;
+pub mod json_path;
 pub mod lanes;
 pub mod open_mode;
 pub mod path;

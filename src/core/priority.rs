@@ -25,6 +25,11 @@ impl Priority {
         }
     }
 
+    /// Whether nobody waits for it.
+    pub fn is_background(self) -> bool {
+        self == Priority::Hydration
+    }
+
     pub(crate) fn from_u8(value: u8) -> Self {
         match value {
             0 => Priority::Demand,

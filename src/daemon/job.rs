@@ -11,7 +11,7 @@ use crate::control::status::{JobPhase, PausedBy};
 use crate::daemon::Outcome;
 use crate::daemon::dissolve::{Step, cut_after};
 use crate::daemon::settings::{AtEnd, Fill, InPlace};
-use crate::daemon::start::{Examine, Place, Started};
+use crate::daemon::start::{Examine, Started};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
 use crate::engine::switch::SwitchState;
@@ -36,7 +36,7 @@ pub(super) struct Job {
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
     pub(super) fn start(started: &Started) -> Arc<Self> {
-        let Started { engine, place, fill, examine, in_place, .. } = started;
+        let Started { engine, fill, examine, in_place, .. } = started;
         let dissolves = |in_place: &InPlace| matches!(in_place.at_end, AtEnd::Dissolve { .. });
         let (fill, examine) = (*fill, *examine);
         let first = match fill {
@@ -44,13 +44,14 @@ impl Job {
             Fill::Everything => JobPhase::Scanning,
         };
         let job = Arc::new(Self {
-            name: name(place),
+            name: engine.events().job().to_owned(),
             fill,
             phase: ArcSwap::from_pointee(first),
             ended: watch::Sender::new(None),
             is_final: in_place.as_ref().is_some_and(dissolves),
             task: arc_swap::ArcSwapOption::empty(),
         });
+        engine.tell_phase(first.as_str());
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
             async move {
@@ -122,6 +123,7 @@ impl Job {
                 work
             };
             self.phase.store(Arc::new(JobPhase::Hydrating));
+            engine.tell_phase(JobPhase::Hydrating.as_str());
         }
     }
 
@@ -134,14 +136,17 @@ impl Job {
         match finished {
             Ok(0) if failed == 0 => {
                 self.phase.store(Arc::new(JobPhase::Complete));
+                engine.tell_phase(JobPhase::Complete.as_str());
                 tracing::info!(files = engine.stats().files_published(), "complete");
             }
             Ok(now) => {
                 self.phase.store(Arc::new(JobPhase::Failed));
+                engine.tell_phase(JobPhase::Failed.as_str());
                 tracing::warn!(failed = failed.max(now), "ended; not everything could be copied");
             }
             Err(error) => {
                 self.phase.store(Arc::new(JobPhase::Failed));
+                engine.tell_phase(JobPhase::Failed.as_str());
                 tracing::error!(%error, "copy ended");
             }
         }
@@ -262,12 +267,4 @@ pub(super) fn paused_by(engine: &Engine, phase: JobPhase) -> Option<PausedBy> {
     } else {
         engine.is_short_of_room().then_some(PausedBy::Space)
     }
-}
-
-fn name(place: &Place) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(place.source.as_bytes());
-    hasher.update(b"\0");
-    hasher.update(place.destination.as_os_str().as_encoded_bytes());
-    hasher.finalize().to_hex()[..16].to_owned()
 }

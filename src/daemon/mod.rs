@@ -8,7 +8,8 @@
 //! | `job` | the background copy and its phase |
 //! | `clone` | what is different where the mountpoint is the destination |
 //! | `dissolve` | a copy in place becomes the plain directory that it covers |
-//! | `report` | status and stuck reports; the control socket's orders |
+//! | `report` | status and stuck reports; what the control socket asks |
+//! | `orders` | the control socket's orders for hydration, limits and paths; events |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
@@ -16,6 +17,7 @@
 mod clone;
 mod dissolve;
 mod job;
+mod orders;
 mod reach;
 pub mod readiness;
 mod report;
@@ -25,9 +27,11 @@ mod start;
 pub mod verify;
 mod watch;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::path::escape;
 use crate::daemon::dissolve::Dissolving;
 use crate::daemon::job::Job;
 use crate::daemon::readiness::Readiness;
@@ -35,6 +39,7 @@ use crate::daemon::report::Reporter;
 use crate::daemon::settings::{AtEnd, MountSettings};
 use crate::daemon::signals::{Order, Signals};
 use crate::daemon::start::Started;
+use crate::engine::events::{Event, Step};
 use crate::error::{Error, Result};
 use crate::vfs::mount::{UnmountMode, Unmounted, unmount_ours};
 
@@ -58,6 +63,18 @@ pub enum Outcome {
     Stopped,
 }
 
+impl Outcome {
+    /// The word in events and history.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Clean => "clean",
+            Outcome::SomeFailed => "some-failed",
+            Outcome::VerificationFailed => "verification-failed",
+            Outcome::Stopped => "stopped",
+        }
+    }
+}
+
 /// Mounts, serves until it is unmounted, saves. Blocks the caller for that long; makes its own threads.
 ///
 /// # Errors
@@ -77,6 +94,9 @@ pub fn run(settings: MountSettings, readiness: &mut dyn Readiness) -> Result<Out
     // The order matters: nothing more for the kernel, then the tasks end, and the lock goes last.
     let Started { session, destination, engine, .. } = started;
     engine.end_notices();
+    if !engine.events().flush(PATIENCE) {
+        tracing::warn!("the last events are not written");
+    }
     drop(engine);
     runtime.shutdown_timeout(PATIENCE);
     session.join(PATIENCE);
@@ -112,6 +132,8 @@ async fn live(
         let status = move || shown.upgrade().map(|reporter| reporter.status_now());
         readiness.ready(&line, &started.warnings, Box::new(status))
     };
+    tell_session(started, Step::Begun, None);
+    started.engine.begin_life().await;
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
     let end = match told {
         Ok(()) => until_end(started, &mut signals, &reporter, &job, readiness).await,
@@ -127,6 +149,8 @@ async fn live(
         tracing::error!("the disk hangs; the next start recovers what was recorded");
     }
     let outcome = job.outcome(started.engine.stats());
+    started.engine.end_life(outcome.as_str()).await;
+    tell_session(started, Step::Ended, Some(outcome));
     if let End::Complete { linger } = end {
         let dissolving = Dissolving::new(started, &mut signals, &reporter, readiness, &mut control);
         dissolving.run(linger, outcome).await;
@@ -135,6 +159,21 @@ async fn live(
         control.shutdown(PATIENCE).await;
     }
     Ok(outcome)
+}
+
+/// Tells one end of this life.
+fn tell_session(started: &Started, what: Step, outcome: Option<Outcome>) {
+    let place = &started.place;
+    let shown = |path: &Path| escape(path.as_os_str());
+    started.engine.events().tell(Event::Session {
+        what,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        source: place.source.clone(),
+        mountpoint: Some(shown(&place.mountpoint)),
+        dest: shown(&place.destination),
+        outcome: outcome.map(|outcome| outcome.as_str().into()),
+    });
 }
 
 /// Why a daemon stops serving everybody.

@@ -5,20 +5,27 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
+use crate::control::orders::{
+    Done, EventsRequest, HistoryReport, LimitRequest, PathOrder, PathsDone, PathsRequest,
+    SwitchOrder,
+};
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
     ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, InPlaceCounts,
-    JobPhase, JsonPath, LaneReport, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport,
-    timestamp,
+    JobPhase, JsonPath, LaneReport, ProofCounts, RateCounts, SCHEMA, StatusReport, StuckOperation,
+    StuckReport, timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
 use crate::core::flight::{Boarded, Flight, Landing};
+use crate::core::priority::Priority;
 use crate::core::progress::Highest;
 use crate::daemon::job::{Job, paused_by};
+use crate::daemon::orders;
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::start::{Place, Started};
 use crate::daemon::verify::verify_served;
@@ -79,7 +86,7 @@ pub(super) fn serve(reporter: &Arc<Reporter>, place: &Place) -> Result<Control> 
 impl Reporter {
     pub(super) fn new(started: &Started) -> Self {
         Self {
-            session: registry::new_session(),
+            session: started.engine.events().session().to_owned(),
             place: started.place.clone(),
             number: started.number,
             engine: Arc::clone(&started.engine),
@@ -148,6 +155,11 @@ impl Reporter {
                 wasted: stats.bytes_wasted.get(),
             },
             rate_bytes_per_s: stats.rate.bytes_per_s(),
+            rates: RateCounts {
+                demand: stats.landed_for(Priority::Demand).rate.bytes_per_s(),
+                readahead: stats.landed_for(Priority::Readahead).rate.bytes_per_s(),
+                hydration: stats.landed_for(Priority::Hydration).rate.bytes_per_s(),
+            },
             eta_s: (phase == JobPhase::Hydrating).then(|| stats.rate.eta_s(left)).flatten(),
             in_place: self.place.is_in_place().then(|| InPlaceCounts {
                 is_scanned: tally.is_scanned,
@@ -322,7 +334,31 @@ impl Controlled for Reporter {
                 .because("it is being verified already"));
         };
         let source = source.transpose()?;
-        verify_served(&self.engine, source, order.task, lines).await.map(VerifyLine::Summary)
+        let events = self.engine.events();
+        events.tell(orders::verify_begun());
+        let verified = verify_served(&self.engine, source, order.task, lines).await;
+        events.tell(orders::verify_ended(&verified));
+        verified.map(VerifyLine::Summary)
+    }
+
+    async fn switch(&self, order: SwitchOrder) -> Result<Done> {
+        orders::switch(&self.engine, order).await
+    }
+
+    async fn limit(&self, request: LimitRequest) -> Result<Done> {
+        orders::limit(&self.engine, request)
+    }
+
+    async fn paths(&self, order: PathOrder, request: PathsRequest) -> PathsDone {
+        orders::paths(&self.engine, order, request).await
+    }
+
+    async fn events(&self, request: EventsRequest, lines: mpsc::Sender<Bytes>) -> Result<()> {
+        orders::events(&self.engine, request, lines).await
+    }
+
+    async fn history(&self) -> Result<HistoryReport> {
+        self.engine.history().await.map(HistoryReport::new)
     }
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {

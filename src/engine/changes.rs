@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::path::RelPath;
 use crate::core::table::Table;
+use crate::engine::events::FileStep;
 use crate::engine::file::LazyFile;
 use crate::engine::node::Node;
 use crate::engine::recorder::Said;
@@ -112,6 +113,7 @@ impl Engine {
             };
             if is_first {
                 self.stats.files_changed.increment();
+                self.tell_file(FileStep::Changed, &old.path(), None);
                 tracing::info!(path = %old.path(), ino = old.ino, "changed at the source");
             }
         }
@@ -136,6 +138,7 @@ impl Engine {
         if self.changes.refused.insert(ino, ()).is_none() {
             self.stats.files_changed.increment();
             let error = changed(path);
+            self.tell_file(FileStep::Changed, path, Some(&error));
             tracing::warn!(%path, %error, "not followed");
             self.stats.errors.failed(path, Some(ino), &error);
         }
@@ -173,6 +176,7 @@ impl Engine {
         self.destination.catalog().entries_below(path, |entry| {
             if matches!(entry.phase, EntryPhase::Published(_)) {
                 tracing::info!(path = %entry.path, "deleted at the source; the copy is kept");
+                self.tell_file(FileStep::Deleted, &entry.path, None);
                 self.tree.let_go.take_back(entry.version.ino);
                 self.changes.deleted.insert(entry.path, entry.version.ino);
             }
@@ -198,6 +202,7 @@ impl Engine {
             return;
         }
         self.stats.files_changed.increment();
+        self.tell_file(FileStep::Changed, &file.path, None);
         tracing::info!(path = %file.path, ino = file.ino, "changed at the source");
         if let Ok(node) = self.node(file.ino) {
             let (parent, name) = (node.parent_ino(), node.name().to_owned());

@@ -14,12 +14,13 @@ use std::sync::Arc;
 
 use crate::core::claims::Eviction;
 use crate::core::flight::{Boarded, Landing};
+use crate::core::path::RelPath;
 use crate::core::phase::Phase;
 use crate::core::range::{BLOCK_SIZE, ByteRange};
 use crate::engine::cache::{Cache, KeptFile};
 use crate::engine::file::LazyFile;
 use crate::engine::{Engine, on_disk};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
 use crate::store::{BackingFile, Leaving, LeavingFrom};
 use crate::sync::Ordering;
@@ -114,6 +115,7 @@ impl Engine {
         {
             // What is kept of a first version cannot be had again.
             if !self.changes.is_refused(ino)
+                && !self.cache.path_of(ino).is_some_and(|path| self.pins.holds(&path))
                 && let Some(going) = self.cache.hold(last_use, ino)
             {
                 bytes += going.bytes();
@@ -169,7 +171,7 @@ impl Engine {
             return 0;
         }
         let mut files = self.cache.files.values();
-        files.retain(|file| !self.changes.is_refused(file.ino));
+        files.retain(|file| !self.changes.is_refused(file.ino) && !self.pins.holds(&file.path));
         files.sort_by_key(|file| file.last_use.load(Ordering::Relaxed));
         let mut freed = 0;
         for file in files {
@@ -213,6 +215,33 @@ impl Engine {
         let next = wrapped.map_or(0, |run| run.end);
         file.evict_from.store(next, Ordering::Relaxed);
         Ok(before.saturating_sub(part.occupied().bytes()))
+    }
+
+    /// Takes a file off the disk, by order; returns the bytes that were here. Blocking.
+    ///
+    /// # Errors
+    /// `Denied` for a published file that is to be kept; `Busy` for one that is in use.
+    pub(super) fn evict_file(&self, file: &Arc<LazyFile>) -> Result<u64> {
+        let refused = |kind, why| Error::new(kind, "evict").because(why);
+        if file.phase.get() == Phase::Published && !self.cache.is_limited() {
+            return Err(refused(Kind::Denied, "it is published, and this copy keeps everything")
+                .hint("only a cache (--keep SIZE) lets published files go"));
+        }
+        if file.is_open() {
+            return Err(refused(Kind::Busy, "it is open"));
+        }
+        let Boarded::Lead(landing) = file.moving.board() else {
+            return Err(refused(Kind::Busy, "it is being published or evicted"));
+        };
+        let Some(backing) = file.backing() else { return Ok(0) };
+        let bytes = file.claims.local_bytes();
+        let eviction = file.claims.evict_all();
+        let eviction =
+            eviction.ok_or_else(|| refused(Kind::Busy, "it is being read or fetched"))?;
+        let file = Arc::clone(file);
+        self.remove_from_disk(vec![Going::File(GoingFile { file, backing, eviction, landing })])?;
+        self.stats.bytes_evicted.add(bytes);
+        Ok(bytes)
     }
 
     /// A version that was superseded while it was published is nobody's: it would lie in DIR uncounted.
@@ -262,6 +291,11 @@ impl Cache {
         let files = self.files.values().into_iter().filter(|file| !file.is_open());
         let files = files.map(|file| (file.last_use.load(Ordering::Relaxed), file.ino));
         self.queue.refill(kept.chain(files).collect());
+    }
+
+    fn path_of(&self, ino: u64) -> Option<RelPath> {
+        let of_file = || self.files.get(&ino).map(|file| file.path.clone());
+        self.kept.get(&ino).map(|kept| kept.kept.path.clone()).or_else(of_file)
     }
 
     /// Takes hold of a version if nobody uses it and nobody has since it was looked at.

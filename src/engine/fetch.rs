@@ -17,6 +17,7 @@ use crate::core::range::ByteRange;
 use crate::core::table::Table;
 use crate::engine::cache::FULL;
 use crate::engine::chunk_hasher::ChunkHasher;
+use crate::engine::events::{Attempts, ChunkStep};
 use crate::engine::file::LazyFile;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
@@ -242,7 +243,7 @@ impl Fetcher {
         .map_err(Error::of_destination)?;
         *hasher = Some(own);
         written.map_err(Error::of_destination)?;
-        self.stats.bytes_fetched.add(bytes as u64);
+        self.stats.count_fetched(lease.chunk().priority(), bytes as u64);
         if lease.landed(bytes as u64) {
             return Ok(());
         }
@@ -336,8 +337,9 @@ impl Engine {
         self.fetcher.active.insert(chunk.id, entry);
         self.stats.chunks_begun.increment();
         tracing::trace!(chunk = chunk.id.0, ino = file.ino, path = %file.path, range = %chunk.range, "chunk enter");
-        let mut part = None;
-        let result = self.fetch_with_retries(&file, &mut lease, &mut part).await;
+        let (mut part, mut attempts) = (None, Attempts::begin());
+        let fetched = self.fetch_with_retries(&file, &mut lease, &mut part, &mut attempts);
+        let result = fetched.await;
         drop(permit);
         self.fetcher.active.remove(&chunk.id);
         tracing::trace!(chunk = chunk.id.0, ino = file.ino, ok = result.is_ok(), "chunk exit");
@@ -348,6 +350,7 @@ impl Engine {
             }
             Ok(()) => {
                 self.stats.chunks_done.increment();
+                self.tell_chunk(ChunkStep::Complete, &file, &chunk, attempts, None);
                 lease.commit();
                 self.note_landed(&file, chunk.range.len());
                 self.seal_if_complete(&file);
@@ -368,6 +371,7 @@ impl Engine {
                     self.room.ran_out(&error);
                 }
                 self.stats.chunks_failed.increment();
+                self.tell_chunk(ChunkStep::Failed, &file, &chunk, attempts, Some(&error));
                 self.note_landed(&file, chunk.landed());
                 self.note_failure(&file, &error);
                 let until = Instant::now() + self.settings.failure_memory();
@@ -381,6 +385,7 @@ impl Engine {
         file: &Arc<LazyFile>,
         lease: &mut Lease,
         part: &mut Option<Arc<BackingFile>>,
+        attempts: &mut Attempts,
     ) -> Result<()> {
         if file.is_stale() {
             return Err(Error::new(Kind::Stale, "read from source").at(file.path.as_path()));
@@ -396,7 +401,6 @@ impl Engine {
         file.phase.advance(crate::core::phase::Phase::Filling);
         file.note_request();
         let mut hasher = None;
-        let mut attempt = 1;
         loop {
             let attempt_now = async {
                 let asked = self.fetcher.ask(file, lease).await?;
@@ -420,12 +424,13 @@ impl Engine {
                 self.found_stale(file);
                 return Err(error.kinded(Kind::Stale));
             }
-            let Some(wait) = self.settings.retry.wait_after(attempt, &error, jitter()) else {
+            let Some(wait) = self.settings.retry.wait_after(attempts.made, &error, jitter()) else {
                 return Err(error);
             };
-            tracing::debug!(chunk = lease.chunk().id.0, path = %file.path, attempt, %error, "retry");
+            tracing::debug!(chunk = lease.chunk().id.0, path = %file.path, attempt = attempts.made, %error, "retry");
             self.stats.chunks_retried.increment();
-            attempt += 1;
+            self.tell_chunk(ChunkStep::Retried, file, lease.chunk(), *attempts, Some(&error));
+            attempts.made += 1;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.fetcher.cut(lease.chunk()) => return Ok(()),

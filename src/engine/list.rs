@@ -91,6 +91,32 @@ impl Engine {
         }
     }
 
+    /// Asks the source what a directory holds, however fresh what is known is.
+    ///
+    /// # Errors
+    /// As [`crate::source::Source::list`].
+    pub(super) async fn relist(self: &Arc<Self>, node: &Arc<Node>) -> Result<Arc<Listing>> {
+        loop {
+            match node.directory()?.listing_flight.board() {
+                // It began before we were asked.
+                Boarded::Join(signal) => signal.await,
+                Boarded::Lead(landing) => {
+                    let (engine, asked) = (Arc::clone(self), Arc::clone(node));
+                    let work = self.runtime.spawn(async move {
+                        let listed = engine.list_now(&asked).await;
+                        drop(landing);
+                        listed
+                    });
+                    let died = |died| Error::new(Kind::Io, "list directory").caused_by(died);
+                    return work
+                        .await
+                        .map_err(died)?
+                        .map_err(|error| error.at(node.path().as_path()));
+                }
+            }
+        }
+    }
+
     /// What the source lists, or what is known if it does not answer in time or at all.
     async fn first_of(
         &self,

@@ -22,6 +22,8 @@
 //! | [`hydrate`], [`switch`] | the whole tree in the background; whether it goes on |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
+//! | [`events`], [`history`] | what happens, told as it happens; the lives that a copy had |
+//! | [`orders`], [`pins`] | orders for one path; what is kept from eviction |
 
 pub mod adopt;
 pub mod ask;
@@ -30,10 +32,12 @@ pub mod changes;
 mod chunk_hasher;
 pub mod compare;
 pub mod errors;
+pub mod events;
 pub mod evict;
 pub mod fetch;
 pub mod file;
 mod gone;
+pub mod history;
 pub mod hydrate;
 pub mod known;
 pub mod limits;
@@ -41,6 +45,8 @@ pub mod list;
 pub mod listing;
 mod named;
 pub mod node;
+pub mod orders;
+pub mod pins;
 pub mod publish;
 pub mod publisher;
 pub mod read;
@@ -71,11 +77,13 @@ use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
 use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
+use crate::engine::events::Events;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
 use crate::engine::hydrate::board::Board;
 use crate::engine::limits::Limits;
 use crate::engine::node::{Node, Xattrs};
+use crate::engine::pins::Pins;
 use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
 use crate::engine::recorder::Recorder;
@@ -151,6 +159,10 @@ pub struct Engine {
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) events: Events,
+    pub(crate) pins: Pins,
+    /// Number of this life in the history. Relaxed: written once, read at the end.
+    pub(crate) life: AtomicU64,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) started: Instant,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -185,6 +197,9 @@ impl Engine {
         let (asked, counts, orders) =
             (Arc::clone(&source), Arc::clone(&stats), Arc::clone(&switch));
         let fetcher = Fetcher::new(asked, &settings, counts, orders, first_chunk);
+        let pins = Pins::new(destination.catalog().pins()?);
+        let events =
+            Events::start(destination.event_log(), source.display_name(), destination.shown_as())?;
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
@@ -206,6 +221,9 @@ impl Engine {
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
+            events,
+            pins,
+            life: AtomicU64::new(0),
             in_flight: Arc::new(InFlight::default()),
             started: Instant::now(),
             runtime: tokio::runtime::Handle::current(),
@@ -229,6 +247,11 @@ impl Engine {
     /// The table of waiting operations.
     pub fn in_flight(&self) -> &Arc<InFlight> {
         &self.in_flight
+    }
+
+    /// What happens, as it happens.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The destination.
@@ -287,6 +310,7 @@ impl Engine {
             self.room.accepted();
         }
         self.room.update(&space);
+        self.tell_of_room(&space);
         Ok(space)
     }
 

@@ -108,6 +108,7 @@ impl Engine {
     pub(crate) fn note_published(&self, file: &LazyFile, proof: ProofClass) {
         if self.set_published(file, proof) {
             self.stats.count_proof(proof);
+            self.tell_published(file, proof);
         }
     }
 

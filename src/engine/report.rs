@@ -93,9 +93,9 @@ impl Engine {
         tally.share = entries_share * walked;
     }
 
-    /// Takes a sample for the rate; called once a beat.
+    /// Takes a sample for the rates; called once a beat.
     pub fn sample_rate(&self) {
-        self.stats.rate.sample(self.started.elapsed(), self.stats.bytes_fetched.get());
+        self.stats.sample_rates(self.started.elapsed());
     }
 
     /// The chunks that run, with their files, in order of their numbers.

@@ -19,6 +19,8 @@ pub struct Room {
     short: AtomicBool,
     /// A write found no room, and none has succeeded since: what statvfs says does not count, as no quota shows there. Relaxed too.
     refused: AtomicBool,
+    /// It turned, and nobody was told. Relaxed: told once, by whoever takes it.
+    turned: AtomicBool,
     /// What was free at the last look, and what of it stays free. Relaxed: for people.
     free: AtomicU64,
     kept_free: AtomicU64,
@@ -27,9 +29,9 @@ pub struct Room {
 impl Room {
     /// Nothing is known yet; room is taken to be there.
     pub fn new(reserve: Option<u64>) -> Self {
-        let [short, refused] = [false; 2].map(AtomicBool::new);
+        let [short, refused, turned] = [false; 3].map(AtomicBool::new);
         let [free, kept_free] = [0; 2].map(AtomicU64::new);
-        Self { reserve, short, refused, free, kept_free }
+        Self { reserve, short, refused, turned, free, kept_free }
     }
 
     /// Bytes that were free at the last look, and bytes that stay free.
@@ -42,7 +44,8 @@ impl Room {
         self.reserve(space).saturating_sub(space.free_bytes)
     }
 
-    fn reserve(&self, space: &Space) -> u64 {
+    /// Bytes that stay free.
+    pub(crate) fn reserve(&self, space: &Space) -> u64 {
         self.reserve.unwrap_or_else(|| default_reserve(space.total_bytes)).max(1)
     }
 
@@ -54,6 +57,7 @@ impl Room {
         let is_full = space.free_bytes < reserve || space.is_used_up();
         let short = is_full || self.is_refused();
         if self.short.swap(short, Ordering::Relaxed) != short {
+            self.turned.store(true, Ordering::Relaxed);
             let free = space.free_bytes;
             match short {
                 true => tracing::warn!(free, reserve, "too little room at the destination: paused"),
@@ -66,6 +70,7 @@ impl Room {
     pub fn ran_out(&self, error: &Error) {
         self.refused.store(true, Ordering::Relaxed);
         if !self.short.swap(true, Ordering::Relaxed) {
+            self.turned.store(true, Ordering::Relaxed);
             tracing::warn!(%error, "no room at the destination: paused");
         }
     }
@@ -78,6 +83,11 @@ impl Room {
     /// A write found room again.
     pub(crate) fn accepted(&self) {
         self.refused.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has turned since this was asked last.
+    pub(crate) fn take_turned(&self) -> bool {
+        self.turned.swap(false, Ordering::Relaxed)
     }
 
     /// Whether nothing more is to be kept now.

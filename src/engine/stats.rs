@@ -1,5 +1,8 @@
 //! What the engine counts. Each number is counted where it is caused, once.
 
+use std::time::Duration;
+
+use crate::core::priority::Priority;
 use crate::core::progress::Rate;
 use crate::engine::errors::Errors;
 use crate::store::catalog::ProofClass;
@@ -34,6 +37,15 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// What came for one priority.
+#[derive(Debug, Default)]
+pub struct Landed {
+    /// Bytes that came from the source.
+    pub bytes: Counter,
+    /// Smoothed rate of `bytes`.
+    pub rate: Rate,
 }
 
 /// All counters.
@@ -93,6 +105,8 @@ pub struct Stats {
     pub wake_ups: Counter,
     /// Smoothed rate of `bytes_fetched`.
     pub rate: Rate,
+    /// `bytes_fetched` by priority, the most urgent first.
+    by_priority: [Landed; Priority::ALL.len()],
     /// Checkpoints that recorded something.
     pub checkpoints: Counter,
     /// What went wrong.
@@ -100,6 +114,25 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// What came for one priority.
+    pub fn landed_for(&self, priority: Priority) -> &Landed {
+        &self.by_priority[priority as usize]
+    }
+
+    /// Counts bytes that came from the source.
+    pub fn count_fetched(&self, priority: Priority, bytes: u64) {
+        self.bytes_fetched.add(bytes);
+        self.landed_for(priority).bytes.add(bytes);
+    }
+
+    /// Takes a sample for the rates, `now` after any fixed moment.
+    pub fn sample_rates(&self, now: Duration) {
+        self.rate.sample(now, self.bytes_fetched.get());
+        for landed in &self.by_priority {
+            landed.rate.sample(now, landed.bytes.get());
+        }
+    }
+
     /// Entries that could not be copied so far.
     pub fn entries_failed(&self) -> u64 {
         self.errors.entries_failed()

@@ -50,7 +50,7 @@ impl Engine {
         let mut bytes = Vec::with_capacity(usize::try_from(want.len()).unwrap_or(0));
         while let Some(piece) = within(patience, file, stream.next()).await? {
             let piece = piece?;
-            self.stats.bytes_fetched.add(piece.len() as u64);
+            self.stats.count_fetched(Priority::Demand, piece.len() as u64);
             if (bytes.len() + piece.len()) as u64 > want.len() {
                 return Err(Error::new(Kind::Corrupt, "read")
                     .at(file.path.as_path())

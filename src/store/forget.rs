@@ -14,6 +14,7 @@ use super::aside::LEAVING_NAME;
 use super::catalog::{BALLAST_NAME, CATALOG_NAME, DRAFT_NAME as CATALOG_DRAFT_NAME};
 use super::destination::{MARKER_FIRST_LINE, MARKER_NAME, STATE_NAME};
 use super::elsewhere::{Elsewhere, OWNER_NAME, POINTER_NAME, pointer};
+use super::event_log::LOG_NAMES;
 use super::receipt::{RECEIPT_DRAFT_NAME, RECEIPT_NAME};
 use super::root::{Root, open_beneath, stat_entry, sync_directory};
 use super::state::{
@@ -22,13 +23,17 @@ use super::state::{
 };
 
 /// Files of ours in `DIR/.lazycopy/` and in a state directory, in the order in which they go: what is left after a crash is not trusted.
-const FILES: [&str; 10] = [
+const FILES: [&str; 14] = [
     CATALOG_NAME,
     CATALOG_DRAFT_NAME,
     BALLAST_NAME,
     RECEIPT_NAME,
     RECEIPT_DRAFT_NAME,
     DRAFT_NAME,
+    LOG_NAMES[0],
+    LOG_NAMES[1],
+    LOG_NAMES[2],
+    LOG_NAMES[3],
     OWNER_NAME,
     POINTER_NAME,
     OWN_MODE_NAME,

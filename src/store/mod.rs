@@ -12,6 +12,7 @@
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
 //! | [`evict`], `aside` | what goes again from a cache of limited size; the way of a file out of DIR |
 //! | [`existing`], [`kept_xattrs`] | what lies in DIR already; the extended attributes that it has kept |
+//! | [`event_log`] | the file that events are written to |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
 //! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
@@ -26,6 +27,7 @@ pub mod checkpoint;
 pub mod checksum;
 pub mod destination;
 mod elsewhere;
+pub mod event_log;
 pub mod evict;
 pub mod existing;
 pub mod forget;

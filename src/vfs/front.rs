@@ -342,6 +342,7 @@ impl Filesystem for Front {
         reply: ReplyXattr,
     ) {
         guarded("getxattr", || {
+            let Some(reply) = self.answer_own(ino.0, name, size, reply) else { return };
             self.with_xattrs(request, ino.0, size, reply, Wanted::Value(name.to_owned()));
         });
     }
@@ -441,19 +442,19 @@ impl Filesystem for Front {
 
     fn setxattr(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: &[u8],
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
         _: i32,
         _: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        guarded("setxattr", || self.set_own(request, ino.0, name, Some(value), reply));
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("removexattr", || self.set_own(request, ino.0, name, None, reply));
     }
 
     fn create(

@@ -1,9 +1,9 @@
-//! Extended attributes: the source's, asked once.
+//! Extended attributes: the source's, asked once; and our own, which are listed nowhere, so that no copy of a file takes them along.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use fuser::{Errno, ReplyXattr, Request};
+use fuser::{Errno, ReplyEmpty, ReplyXattr, Request};
 
 use crate::core::attributes::is_copyable_xattr;
 use crate::core::in_flight::Operation;
@@ -11,6 +11,9 @@ use crate::engine::node::Xattrs;
 use crate::error::{Error, Kind};
 use crate::vfs::errno::errno;
 use crate::vfs::front::Front;
+
+/// `1` for what is kept from eviction; set or removed, it does that.
+const PIN: &str = "user.lazycopy.pin";
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -56,6 +59,55 @@ impl Wanted {
 }
 
 impl Front {
+    /// Answers a question for an attribute of ours; gives the reply back for any other.
+    pub(super) fn answer_own(
+        &self,
+        ino: u64,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) -> Option<ReplyXattr> {
+        if name != PIN {
+            return Some(reply);
+        }
+        match self.engine.node(ino) {
+            Ok(node) if self.engine.pins().holds(&node.path()) => {
+                answer(Ok(b"1".to_vec()), size, reply);
+            }
+            Ok(_) => reply.error(Errno::ENODATA),
+            Err(error) => reply.error(errno(&error)),
+        }
+        None
+    }
+
+    /// Sets an attribute of ours, or removes it (`None`); every other is the source's.
+    pub(super) fn set_own(
+        &self,
+        request: &Request,
+        ino: u64,
+        name: &OsStr,
+        value: Option<&[u8]>,
+        reply: ReplyEmpty,
+    ) {
+        let is_pinned = match value {
+            _ if name != PIN => return reply.error(Errno::EROFS),
+            Some(b"1") => true,
+            None | Some(b"0") => false,
+            Some(_) => return reply.error(Errno::EINVAL),
+        };
+        let path = match self.engine.node(ino) {
+            Ok(node) => node.path(),
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let note = self.note(Operation::Xattr, request, ino, (0, 0));
+        let engine = Arc::clone(&self.engine);
+        let work = async move { engine.pin(&path, is_pinned).await };
+        self.park(note, work, move |result| match result {
+            Ok(_is_news) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
     pub(super) fn with_xattrs(
         &self,
         request: &Request,

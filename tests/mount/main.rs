@@ -25,6 +25,7 @@ mod http;
 mod hydrate;
 mod mutations;
 mod offline;
+mod orders;
 mod published;
 mod quota;
 mod replaced;

@@ -28,7 +28,7 @@ fn may_go_better(error: &Error) -> bool {
 
 /// How far it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Copied {
+pub(crate) enum Copied {
     /// It is in the destination.
     Whole,
     /// An order came in between.
@@ -37,7 +37,7 @@ pub(super) enum Copied {
 
 /// A worker's place in a lane. It is free when this is dropped: when there is nothing more to fetch, whatever is still to be done.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     pub(super) lane: u64,
     pub(super) free: mpsc::UnboundedSender<u64>,
 }
@@ -104,7 +104,7 @@ impl Engine {
         }
     }
 
-    async fn hydrate_file(
+    pub(crate) async fn hydrate_file(
         self: &Arc<Self>,
         file: &Arc<LazyFile>,
         slot: &mut Option<Slot>,

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::path::RelPath;
+use crate::engine::events::FileStep;
 use crate::engine::node::Node;
 use crate::engine::switch::SwitchState;
 use crate::engine::{Engine, ROOT_INO};
@@ -180,6 +181,7 @@ impl Engine {
             Err(error) if error.kind() == Kind::NotFound => {
                 self.stats.errors.succeeded(path);
                 self.stats.entries_vanished.increment();
+                self.tell_file(FileStep::Vanished, path, None);
                 tracing::info!(%path, "vanished at the source");
                 None
             }
@@ -193,6 +195,7 @@ impl Engine {
     fn note_failed(&self, path: &RelPath, error: &Error, failures: &AtomicU64) {
         failures.fetch_add(1, Ordering::AcqRel);
         self.stats.errors.failed(path, None, error);
+        self.tell_file(FileStep::Failed, path, Some(error));
         tracing::warn!(%path, kind = %error.kind(), %error, "not copied");
     }
 }

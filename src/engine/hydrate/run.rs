@@ -10,6 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::core::lanes::{Climb, Lanes};
 use crate::engine::Engine;
+use crate::engine::events::Step;
 use crate::engine::hydrate::content::{Directories, Entries};
 use crate::engine::hydrate::entry::{Copied, Slot};
 use crate::engine::hydrate::walk::{DirectoryJob, Errand, Scanned};
@@ -102,6 +103,7 @@ impl<'a> Run<'a> {
     pub(super) async fn copy_all(mut self) -> bool {
         let engine = self.engine;
         let mut beat = tokio::time::interval(BEAT);
+        engine.tell_scan(Step::Begun);
         loop {
             let orders = engine.switch.orders();
             match engine.switch.state() {
@@ -155,6 +157,7 @@ impl<'a> Run<'a> {
             self.workers.spawn(async move {
                 engine.until_recorded().await;
                 engine.stats.scan_done.increment();
+                engine.tell_scan(Step::Ended);
             });
         }
     }

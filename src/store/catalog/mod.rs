@@ -8,6 +8,7 @@
 //! | `bits` | block maps in segments of 4 KiB |
 //! | `changes` | what is said of entries, each in one transaction |
 //! | `history` | errors that are not made good, how surely files were written, whether the job shall go on |
+//! | `lives` | the lives that a copy had; what is kept from eviction |
 //! | `tables` | the tables, kept in step with each other |
 //! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
 //! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
@@ -28,6 +29,8 @@
 //! | links | identity at the source of a file with several names | one of these |
 //! | others | path | [`OtherRecord`] |
 //! | uses | inode number | number of its last use; of a cache of limited size |
+//! | lives | number | what a daemon's life came to, as JSON, the last [`LIVES_KEPT`] |
+//! | pins | path | nothing; it and all below it are kept from eviction |
 //! | errors | number | [`ErrorNote`], the last [`ERRORS_KEPT`] |
 
 mod ballast;
@@ -41,6 +44,7 @@ mod guard;
 mod history;
 #[cfg(test)]
 mod laws;
+mod lives;
 mod name;
 mod names;
 mod packed;
@@ -85,6 +89,8 @@ pub use record::{
 const SCHEMA: u64 = 1;
 /// Length of the error history.
 pub const ERRORS_KEPT: u64 = 1000;
+/// Length of the history of lives.
+pub const LIVES_KEPT: u64 = 1000;
 /// Its name in the state directory.
 pub const CATALOG_NAME: &str = "catalog.redb";
 /// A catalog that is being made.

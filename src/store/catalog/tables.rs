@@ -33,6 +33,10 @@ pub(super) const LINKS: TableDefinition<'_, (u64, u64), (u64, &[u8])> =
     TableDefinition::new("links");
 /// inode number -> number of its last use; of a cache of limited size
 pub(super) const USES: TableDefinition<'_, u64, u64> = TableDefinition::new("uses");
+/// number of a life -> what it came to, as JSON
+pub(super) const LIVES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("lives");
+/// paths that are kept from eviction, with all below them
+pub(super) const PINS: TableDefinition<'_, &[u8], ()> = TableDefinition::new("pins");
 /// number -> note
 pub(super) const ERRORS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("errors");
 
