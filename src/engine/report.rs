@@ -90,6 +90,7 @@ impl Engine {
         }
         let mean = tally.bytes_wanted.checked_div(tally.files).unwrap_or(0);
         tally.bytes_wanted = tally.bytes_wanted.max(mean.saturating_mul(entries));
+        tally.files = tally.files.max(entries);
         tally.share = entries_share * walked;
     }
 
