@@ -156,8 +156,8 @@ async fn answer(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Repl
     let answered = match (&method, path.as_str()) {
         (&Method::GET, "/v1/status") => from_memory(daemon.status()).await,
         (&Method::GET, "/v1/stuck") => from_memory(daemon.stuck()).await,
-        (&Method::GET, "/v1/events") => events(&request, daemon),
-        (&Method::GET, "/v1/history") => result_of(daemon.history().await),
+        (&Method::GET, "/v1/events") => Ok(events(&request, daemon)),
+        (&Method::GET, "/v1/history") => Ok(reply_of(daemon.history().await)),
         (&Method::POST, "/v1/unmount") => unmount(request, daemon).await,
         (&Method::POST, "/v1/verify") => verify(request, daemon).await,
         (&Method::POST, "/v1/limit") => limit(request, daemon).await,
@@ -188,7 +188,7 @@ async fn carry_out(
 ) -> Result<Reply, Reply> {
     let name = path.trim_start_matches("/v1/");
     if let Some(order) = SwitchOrder::ALL.into_iter().find(|order| order.as_str() == name) {
-        return result_of(daemon.switch(order).await);
+        return Ok(reply_of(daemon.switch(order).await));
     }
     let Some(order) = PathOrder::ALL.into_iter().find(|order| order.as_str() == name) else {
         return Err(refused(
@@ -200,18 +200,18 @@ async fn carry_out(
     let paths = read_order(request).await?;
     // A task of its own: a client's death must not leave half of it.
     let done = tokio::spawn(async move { daemon.paths(order, paths).await }).await;
-    result_of(done.map_err(|died| Error::new(Kind::Io, "carry out order").caused_by(died)))
+    Ok(reply_of(done.map_err(|died| Error::new(Kind::Io, "carry out order").caused_by(died))))
 }
 
 async fn limit(request: Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
     let order = read_order(request).await?;
-    result_of(daemon.limit(order).await)
+    Ok(reply_of(daemon.limit(order).await))
 }
 
-fn result_of<T: Serialize>(done: Result<T>) -> Result<Reply, Reply> {
+fn reply_of<T: Serialize>(done: Result<T>) -> Reply {
     match done {
-        Ok(done) => Ok(json(StatusCode::OK, &done)),
-        Err(error) => Err(json(status_of(&error), &ErrorBody::of(&error))),
+        Ok(done) => json(StatusCode::OK, &done),
+        Err(error) => json(status_of(&error), &ErrorBody::of(&error)),
     }
 }
 
@@ -226,11 +226,11 @@ fn status_of(error: &Error) -> StatusCode {
 }
 
 /// Answers with the lines of the log, and what comes.
-fn events(request: &Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Reply, Reply> {
+fn events(request: &Request<Incoming>, daemon: Arc<dyn Controlled>) -> Reply {
     let query = request.uri().query().unwrap_or_default();
     let wanted = match EventsRequest::parse(query) {
         Ok(wanted) => wanted,
-        Err(error) => return Err(json(status_of(&error), &ErrorBody::of(&error))),
+        Err(error) => return json(status_of(&error), &ErrorBody::of(&error)),
     };
     let (lines, received) = mpsc::channel(LINES);
     tokio::spawn(async move {
@@ -238,7 +238,7 @@ fn events(request: &Request<Incoming>, daemon: Arc<dyn Controlled>) -> Result<Re
             tracing::warn!(%error, "events not told");
         }
     });
-    Ok(ndjson(received))
+    ndjson(received)
 }
 
 async fn from_memory<T: Serialize>(report: impl Future<Output = T>) -> Result<Reply, Reply> {

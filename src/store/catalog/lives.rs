@@ -124,7 +124,7 @@ mod tests {
         assert!(!opened.catalog().pin(&path, true).unwrap());
         drop(opened);
         let opened = open();
-        assert_eq!(opened.catalog().pins().unwrap(), [path.clone()]);
+        assert_eq!(opened.catalog().pins().unwrap(), std::slice::from_ref(&path));
         assert!(opened.catalog().pin(&path, false).unwrap());
         assert!(!opened.catalog().pin(&path, false).unwrap());
     }
