@@ -8,7 +8,7 @@
 //! | [`changes`] | what becomes of them when the source changes |
 //! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
-//! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
+//! | [`fetch`], `attempts`, [`read`] | from the source into backing files, chunk by chunk; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
@@ -23,6 +23,7 @@
 
 pub mod adopt;
 pub mod ask;
+mod attempts;
 pub mod cache;
 pub mod changes;
 mod chunk_hasher;
@@ -137,7 +138,7 @@ pub struct Engine {
     pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) cache: Cache,
-    limits: Limits,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) switch: Switch,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
@@ -173,7 +174,19 @@ impl Engine {
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let disk = Arc::clone(&destination);
         let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
-        let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
+        let limits = Limits::new(settings.limits, beginning.used, settings.shared_rate.clone());
+        let fetcher = Fetcher::new(
+            Arc::clone(&source),
+            &settings,
+            Arc::clone(&stats),
+            Arc::clone(&limits),
+            first_chunk,
+        );
+        // A number of connections that somebody asked for is a number of connections, whatever they are for.
+        let stat_permits = match settings.limits.max_connections {
+            Some(_) => Arc::clone(&fetcher.permits),
+            None => Permits::new(connections.max(2), 1),
+        };
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
@@ -189,10 +202,10 @@ impl Engine {
             landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             cache,
-            limits: Limits::new(settings.limits),
+            limits,
             switch,
             is_source_away: AtomicBool::new(false),
-            stat_permits: Permits::new(connections.max(2), 1),
+            stat_permits,
             stats,
             in_flight: Arc::new(InFlight::default()),
             started: Instant::now(),
@@ -235,7 +248,7 @@ impl Engine {
     }
 
     /// What may be asked of the source.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
     }
 

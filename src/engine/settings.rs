@@ -1,7 +1,9 @@
 //! How an engine behaves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::bucket::Bucket;
 use crate::core::filter::Filter;
 use crate::core::retry::RetryPolicy;
 use crate::engine::limits::LimitSettings;
@@ -92,6 +94,8 @@ pub struct EngineSettings {
     pub checkpoint_bytes: u64,
     /// What may be asked of the source.
     pub limits: LimitSettings,
+    /// The bucket that it shares with other engines of this process.
+    pub shared_rate: Option<Arc<Bucket>>,
 }
 
 impl Default for EngineSettings {
@@ -109,6 +113,7 @@ impl Default for EngineSettings {
             hydrate: HydrateSettings::default(),
             checkpoint_bytes: 256 << 20,
             limits: LimitSettings::default(),
+            shared_rate: None,
         }
     }
 }
