@@ -10,12 +10,14 @@ use tokio::sync::{Notify, mpsc};
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
-    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath,
-    PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
+    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FailedCount, FileCounts, FileError,
+    JobPhase, JsonPath, LimitCounts, PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation,
+    StuckReport, timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
 use crate::core::flight::{Boarded, Flight};
+use crate::core::path::RelPath;
 use crate::daemon::job::Job;
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::start::{Place, Started};
@@ -28,6 +30,9 @@ use crate::vfs::mountinfo::DeviceNumber;
 
 /// The kernel lets go of a file a moment after it was closed: busy only counts after that.
 const LAST_CLOSE: Duration = Duration::from_millis(500);
+
+/// Directories of which failed files are shown.
+const FAILED_SHOWN: usize = 100;
 
 /// Answers about one daemon.
 #[derive(Debug)]
@@ -134,6 +139,8 @@ impl Reporter {
             chunks: self.chunk_counts(),
             active: self.active(),
             errors: self.errors(),
+            limits: Some(self.limits()),
+            failed: self.failed(),
             cache: self.engine.cache_fill().map(|(cap, used)| CacheCounts {
                 cap,
                 used,
@@ -144,7 +151,9 @@ impl Reporter {
         let fills = matches!(phase, JobPhase::Scanning | JobPhase::Hydrating);
         let paused_by = match fills {
             true if self.engine.is_source_away() => Some(PausedBy::Source),
+            true if self.engine.limits().source_failing().is_some() => Some(PausedBy::Source),
             true if self.engine.is_short_of_room() => Some(PausedBy::Space),
+            true if self.engine.limits().used_up().is_some() => Some(PausedBy::Limit),
             _ => None,
         };
         report.in_phase(phase, paused_by)
@@ -174,6 +183,33 @@ impl Reporter {
             failed: stats.chunks_failed.get(),
             retried: stats.chunks_retried.get(),
         }
+    }
+
+    fn limits(&self) -> LimitCounts {
+        let limits = self.engine.limits();
+        let (settings, used) = (limits.settings(), limits.usage());
+        let (connections, max_connections) = self.engine.connections();
+        LimitCounts {
+            rate_bytes_per_s: limits.rate(),
+            fetch_bytes: used.bytes,
+            max_fetch_bytes: settings.max_fetch.map(|limit| limit.bytes),
+            requests: used.requests,
+            max_requests: settings.max_requests,
+            connections: connections as u64,
+            max_connections: max_connections as u64,
+            used_up: limits.used_up(),
+            source_failing: limits.source_failing().map(|(_, error)| error.to_string()),
+        }
+    }
+
+    fn failed(&self) -> Vec<FailedCount> {
+        let counts = self.engine.stats().errors.failed_by_place();
+        let count = |((directory, kind), files): ((RelPath, String), u64)| FailedCount {
+            path: JsonPath::new(directory.as_path()),
+            kind,
+            files,
+        };
+        counts.into_iter().take(FAILED_SHOWN).map(count).collect()
     }
 
     fn active(&self) -> Vec<ActiveChunk> {

@@ -21,6 +21,7 @@ mod exact;
 mod extremes;
 mod hang;
 mod http;
+mod limits;
 mod mutations;
 mod offline;
 mod published;
