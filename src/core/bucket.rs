@@ -15,7 +15,7 @@ const LONGEST_DEBT: Duration = Duration::from_secs(10);
 const LARGEST_BURST: u64 = 16 << 20;
 const NANOS: i128 = 1_000_000_000;
 
-/// The bucket of one source, or of several together.
+/// The bucket of one source.
 ///
 /// # Concurrency
 /// Any thread may call anything. Nobody is woken: who is told to wait looks again, and so does everybody when the rate is changed.

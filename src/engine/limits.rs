@@ -59,8 +59,7 @@ pub enum Period {
 #[derive(Debug)]
 pub struct Limits {
     settings: LimitSettings,
-    /// Its own first, then the one that it shares with others.
-    buckets: Vec<Arc<Bucket>>,
+    bucket: Bucket,
     quota: Arc<Quota>,
     breaker: Arc<Breaker>,
     /// Who buys next.
@@ -72,17 +71,16 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Goes on from what earlier lives `used`. `shared` is the bucket of several engines together, if there is one.
-    pub fn new(settings: LimitSettings, used: Used, shared: Option<Arc<Bucket>>) -> Arc<Self> {
+    /// Goes on from what earlier lives `used`.
+    pub fn new(settings: LimitSettings, used: Used) -> Arc<Self> {
         let most = Most {
             bytes: settings.max_fetch.map(|limit| limit.bytes),
             is_daily: settings.max_fetch.is_some_and(|limit| limit.period == Period::Day),
             requests: settings.max_requests,
         };
-        let own = Arc::new(Bucket::new(settings.rate, Instant::now()));
         Arc::new(Self {
             settings,
-            buckets: std::iter::once(own).chain(shared).collect(),
+            bucket: Bucket::new(settings.rate, Instant::now()),
             quota: Quota::new(most, used),
             breaker: Arc::default(),
             turns: Permits::new(1, 0),
@@ -98,14 +96,14 @@ impl Limits {
 
     /// Changes the rate of hydration from now on; `None` = no limit.
     pub fn set_rate(&self, bytes_per_s: Option<u64>) {
-        self.buckets[0].set_rate(bytes_per_s, Instant::now());
+        self.bucket.set_rate(bytes_per_s, Instant::now());
         self.changed.notify_waiters();
         tracing::info!(?bytes_per_s, "limit");
     }
 
     /// The rate of hydration; `None` = no limit.
     pub fn rate(&self) -> Option<u64> {
-        self.buckets[0].rate()
+        self.bucket.rate()
     }
 
     /// What was used.
@@ -150,8 +148,8 @@ impl Limits {
     /// What was bought is given back.
     pub(crate) async fn ration(self: &Arc<Self>) -> Ration {
         let left = self.until_allowed().await;
-        let mut ration = Ration { limits: Arc::clone(self), bought: Vec::new(), most: left };
-        if self.buckets.iter().any(|bucket| bucket.rate().is_some()) {
+        let mut ration = Ration { limits: Arc::clone(self), bought: 0, most: left };
+        if self.rate().is_some() {
             let _turn = match self.turns.acquire(Priority::Hydration) {
                 Acquired::Now(turn) => Some(turn),
                 Acquired::Queued(mut ticket) => {
@@ -159,11 +157,9 @@ impl Limits {
                     ticket.permit()
                 }
             };
-            for bucket in &self.buckets {
-                if let Some(bytes) = self.buy(bucket, ration.most, || false).await {
-                    ration.bought.push(Bought { bucket: Arc::clone(bucket), bytes });
-                    ration.cut(bytes);
-                }
+            if let Some(bytes) = self.buy(left, || false).await {
+                ration.bought = bytes;
+                ration.most = bytes;
             }
         }
         ration
@@ -171,7 +167,7 @@ impl Limits {
 
     /// For who is waited for: everything at once.
     pub(crate) fn at_once(self: &Arc<Self>) -> Ration {
-        Ration { limits: Arc::clone(self), bought: Vec::new(), most: u64::MAX }
+        Ration { limits: Arc::clone(self), bought: 0, most: u64::MAX }
     }
 
     /// Waits until the source may be asked for something that nobody waits for; returns how many bytes at most.
@@ -194,7 +190,7 @@ impl Limits {
     }
 
     /// Buys up to `most` bytes, waiting for them; `None` if they need not be bought (any more).
-    async fn buy(&self, bucket: &Bucket, most: u64, is_urgent: impl Fn() -> bool) -> Option<u64> {
+    async fn buy(&self, most: u64, is_urgent: impl Fn() -> bool) -> Option<u64> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -202,7 +198,7 @@ impl Limits {
             if is_urgent() {
                 return None;
             }
-            match bucket.take(most, Instant::now()) {
+            match self.bucket.take(most, Instant::now()) {
                 Take::Unlimited => return None,
                 Take::Taken(bytes) => return Some(bytes),
                 Take::Wait(wait) => drop(tokio::time::timeout(wait, changed).await),
@@ -284,20 +280,8 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) struct Ration {
     limits: Arc<Limits>,
-    bought: Vec<Bought>,
+    bought: u64,
     most: u64,
-}
-
-#[derive(Debug)]
-struct Bought {
-    bucket: Arc<Bucket>,
-    bytes: u64,
-}
-
-impl Drop for Bought {
-    fn drop(&mut self) {
-        self.bucket.give_back(self.bytes);
-    }
 }
 
 impl Ration {
@@ -309,35 +293,32 @@ impl Ration {
     /// Gives back what is beyond `most`.
     pub(crate) fn cut(&mut self, most: u64) {
         self.most = self.most.min(most);
-        for bought in &mut self.bought {
-            let beyond = bought.bytes.saturating_sub(most);
-            bought.bytes -= beyond;
-            bought.bucket.give_back(beyond);
-        }
+        let beyond = self.bought.saturating_sub(most);
+        self.bought -= beyond;
+        self.limits.bucket.give_back(beyond);
     }
 
     /// `bytes` have come. What was not bought is bought now: at once if somebody waits for it, else it is waited for, and nothing more is
     /// taken from the source until then.
     pub(crate) async fn pay(&mut self, bytes: u64, is_urgent: impl Fn() -> bool) {
-        let limits = Arc::clone(&self.limits);
-        for bucket in &limits.buckets {
-            let bought = self.bought.iter_mut().find(|bought| Arc::ptr_eq(&bought.bucket, bucket));
-            let covered = bought.map_or(0, |bought| {
-                let covered = bought.bytes.min(bytes);
-                bought.bytes -= covered;
-                covered
-            });
-            let mut due = bytes - covered;
-            while due > 0 {
-                match limits.buy(bucket, due, &is_urgent).await {
-                    Some(paid) => due -= paid,
-                    None => {
-                        bucket.spend(due, Instant::now());
-                        due = 0;
-                    }
+        let covered = self.bought.min(bytes);
+        self.bought -= covered;
+        let mut due = bytes - covered;
+        while due > 0 {
+            match self.limits.buy(due, &is_urgent).await {
+                Some(paid) => due -= paid,
+                None => {
+                    self.limits.bucket.spend(due, Instant::now());
+                    due = 0;
                 }
             }
         }
+    }
+}
+
+impl Drop for Ration {
+    fn drop(&mut self) {
+        self.limits.bucket.give_back(self.bought);
     }
 }
 

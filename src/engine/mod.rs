@@ -174,7 +174,7 @@ impl Engine {
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let disk = Arc::clone(&destination);
         let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
-        let limits = Limits::new(settings.limits, beginning.used, settings.shared_rate.clone());
+        let limits = Limits::new(settings.limits, beginning.used);
         let fetcher = Fetcher::new(
             Arc::clone(&source),
             &settings,

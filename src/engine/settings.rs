@@ -1,9 +1,7 @@
 //! How an engine behaves.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::bucket::Bucket;
 use crate::core::filter::Filter;
 use crate::core::retry::RetryPolicy;
 use crate::engine::limits::LimitSettings;
@@ -94,8 +92,6 @@ pub struct EngineSettings {
     pub checkpoint_bytes: u64,
     /// What may be asked of the source.
     pub limits: LimitSettings,
-    /// The bucket that it shares with other engines of this process.
-    pub shared_rate: Option<Arc<Bucket>>,
 }
 
 impl Default for EngineSettings {
@@ -113,7 +109,6 @@ impl Default for EngineSettings {
             hydrate: HydrateSettings::default(),
             checkpoint_bytes: 256 << 20,
             limits: LimitSettings::default(),
-            shared_rate: None,
         }
     }
 }
