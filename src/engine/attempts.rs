@@ -17,8 +17,10 @@ use crate::store::BackingFile;
 
 /// How a chunk ended that the source did not fail.
 enum Ended {
-    /// All of it is here.
+    /// All of it came.
     Landed,
+    /// All of it was here already: nobody was asked.
+    Known,
     /// Not begun, or not finished, because something is in the way that is nobody's failure: `Limit`, or the source is not asked now.
     Refused(Error),
     /// Others go first.
@@ -77,7 +79,7 @@ impl Engine {
     ) {
         let chunk = Arc::clone(lease.chunk());
         let error = match result {
-            Ok(Ended::Landed) => {
+            Ok(Ended::Landed | Ended::Known) => {
                 self.stats.chunks_done.increment();
                 lease.commit();
                 self.note_landed(file, chunk.range.len());
@@ -126,7 +128,7 @@ impl Engine {
         // Before any part is made: what an earlier life left and what lands now lie in one file.
         self.restore(file).await;
         if file.phase.get() == Phase::Published {
-            return Ok(Ended::Landed); // all of it was here
+            return Ok(Ended::Known);
         }
         let backing =
             file.ensure_backing(&self.destination).await.map_err(Error::of_destination)?;
