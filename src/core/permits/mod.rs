@@ -103,8 +103,13 @@ impl Permits {
             return None;
         }
         state.halved = Some(now);
-        state.limit = (state.limit / 2).max(1);
-        Some(state.limit)
+        let limit = (state.limit / 2).max(1);
+        state.limit = limit;
+        // Of fewer permits demand may keep fewer to itself.
+        let woken = self.hand_out(&mut state);
+        drop(state);
+        drop(woken);
+        Some(limit)
     }
 
     /// A request went well: after as many as run at once there may be one more.

@@ -92,6 +92,17 @@ fn a_lower_limit_holds_as_permits_come_back_and_a_higher_one_wakes_who_waits() {
 }
 
 #[test]
+fn a_lower_limit_that_leaves_the_background_a_larger_share_wakes_it() {
+    let permits = Permits::new(6, 5);
+    let held = now(permits.acquire(Priority::Hydration));
+    let mut waits = queued(permits.acquire(Priority::Hydration));
+    let time = Instant::now();
+    assert_eq!(permits.spare(time, time), Some(3));
+    assert!(waits.signal().is_closed() && waits.permit().is_some());
+    drop(held);
+}
+
+#[test]
 fn with_one_permit_left_the_background_is_not_shut_out() {
     let permits = Permits::new(32, 8);
     let time = Instant::now();
