@@ -4,6 +4,8 @@
 
 mod background;
 mod checksums;
+mod clone;
+mod copying;
 mod doctor;
 pub mod exit;
 mod forget;
@@ -46,6 +48,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<mount::MountArgs>),
+    Clone(Box<clone::CloneArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
@@ -63,6 +66,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match &cli.command {
         Command::Mount(mount) if cli.background_child => return mount::run_child(mount),
         Command::Mount(mount) => return mount::run(mount, &args),
+        Command::Clone(clone) if cli.background_child => return clone::run_child(clone),
+        Command::Clone(clone) => return clone::run(clone, &args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),
         Command::Verify(verify) => verify::run(verify),

@@ -24,4 +24,6 @@ pub mod quota;
 pub mod range;
 pub mod retry;
 pub mod run_set;
+pub mod shelf;
+pub mod slot;
 pub mod table;

@@ -246,14 +246,14 @@ impl Limits {
         let most = self.quota.most();
         match (what, most.bytes, most.requests) {
             (UsedUp::Bytes, Some(bytes), _) if most.is_daily => format!(
-                "the limit --max-fetch {bytes}/day is used up until midnight UTC (mount again with a higher one to go on)"
+                "the limit --max-fetch {bytes}/day is used up until midnight UTC (the same command with a higher one goes on)"
             ),
             (UsedUp::Bytes, bytes, _) => format!(
-                "the limit --max-fetch {} is used up (mount again with a higher one to go on)",
+                "the limit --max-fetch {} is used up (the same command with a higher one goes on)",
                 bytes.unwrap_or(0)
             ),
             (UsedUp::Requests, _, requests) => format!(
-                "the limit --max-requests {} is used up (mount again with a higher one to go on)",
+                "the limit --max-requests {} is used up (the same command with a higher one goes on)",
                 requests.unwrap_or(0)
             ),
         }

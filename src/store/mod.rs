@@ -10,8 +10,8 @@
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
-//! | [`evict`] | what goes again from a cache of limited size |
-//! | [`existing`] | what lies in DIR already |
+//! | [`evict`], `aside` | what goes again from a cache of limited size; the way of a file out of DIR |
+//! | [`existing`], [`kept_xattrs`] | what lies in DIR already; the extended attributes that it has kept |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
 //! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
@@ -19,6 +19,7 @@
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
 
+mod aside;
 pub mod backing;
 pub mod catalog;
 pub mod checkpoint;
@@ -28,6 +29,7 @@ mod elsewhere;
 pub mod evict;
 pub mod existing;
 pub mod forget;
+pub mod kept_xattrs;
 pub mod mend;
 pub mod metadata;
 mod place;
@@ -42,6 +44,7 @@ pub mod special;
 mod state;
 pub mod verify;
 
+pub use aside::SetAside;
 pub use backing::BackingFile;
 pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;
