@@ -14,7 +14,7 @@
 //! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
 //! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, probe, lock | core |
 //! | [`source`] | 1 | where bytes come from: local directories, HTTP; one that is away is opened when it is back | core |
-//! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, planning | sync |
+//! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, limits, planning | sync |
 //! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
 //! | [`error`] | | one error type, a closed set of kinds | |
 //!
@@ -25,7 +25,7 @@
 //!    file without waiting (`RWF_NOWAIT`) and answered by the FUSE thread itself. No FUSE thread ever waits.
 //! 2. Else a task takes the *reply* and calls [`engine::Engine::read`]: it *claims* the range ([`core::claims`]) and receives a *lease* for each
 //!    part that nobody fetches yet, and a *waiter* for all of it. Leases go into fetch tasks at once; the reader keeps the waiter only.
-//! 3. A fetch task ([`engine::fetch`]) gets a permit ([`core::permits`], demand first), streams its chunk from the source, writes and hashes what
+//! 3. A fetch task ([`engine::fetch`]) gets a permit ([`core::permits`], demand first) unless a limit forbids it ([`engine::limits`]), streams its chunk from the source, writes and hashes what
 //!    arrives, and tells the claims how much has landed. Whoever lands the last byte that a waiter lacks wakes it, once.
 //! 4. The reader looks again: covered, it copies out and replies; failed, it gets the error; no progress for `--read-timeout`, ETIMEDOUT.
 //! 5. Beside all this [`core::plan`] looks at each handle's reads and fetches ahead of those that are streams.

@@ -12,16 +12,16 @@ const RATE_MIN: u64 = 1 << 10;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LimitArgs {
     /// Most bytes per second that the background copy takes, as 20MB/s or 500KiB/s, or off: what is read goes first and counts [default: off]
-    #[arg(long, hide = true, value_name = "RATE", env = "LAZYCOPY_LIMIT", hide_env_values = true, value_parser = parse_rate)]
+    #[arg(long, value_name = "RATE", env = "LAZYCOPY_LIMIT", hide_env_values = true, value_parser = parse_rate)]
     limit: Option<Rate>,
     /// Most bytes that are fetched, as 50GB, or as 2GB/day (a day ends at midnight UTC): after that reads of what is not local fail with EDQUOT [default: no limit]
-    #[arg(long, hide = true, value_name = "SIZE[/day]", env = "LAZYCOPY_MAX_FETCH", hide_env_values = true, value_parser = parse_fetch)]
+    #[arg(long, value_name = "SIZE[/day]", env = "LAZYCOPY_MAX_FETCH", hide_env_values = true, value_parser = parse_fetch)]
     max_fetch: Option<FetchLimit>,
     /// Most requests for bytes: after that reads of what is not local fail with EDQUOT [default: no limit]
-    #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_MAX_REQUESTS", hide_env_values = true, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    #[arg(long, value_name = "N", env = "LAZYCOPY_MAX_REQUESTS", hide_env_values = true, value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     max_requests: Option<u64>,
     /// Most connections to the source at once [default: as the kind of source has it; http 32, local 16]
-    #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_MAX_CONNECTIONS", hide_env_values = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, value_name = "N", env = "LAZYCOPY_MAX_CONNECTIONS", hide_env_values = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     max_connections: Option<usize>,
 }
 

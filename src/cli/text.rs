@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanCount};
 
-use crate::control::status::{FileCounts, InPlaceCounts, JobPhase, PausedBy, StatusReport};
+use crate::control::status::{
+    FailedCount, FileCounts, InPlaceCounts, JobPhase, LimitCounts, PausedBy, StatusReport,
+};
 
 /// `1.50 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
@@ -33,6 +35,7 @@ pub(crate) fn phase(report: &StatusReport) -> String {
         Some(PausedBy::User) => "paused by the user".to_owned(),
         Some(PausedBy::Space) => "paused: too little room at the destination".to_owned(),
         Some(PausedBy::Source) => "paused: the source is out of reach".to_owned(),
+        Some(PausedBy::Limit) => "paused: a limit is used up".to_owned(),
     }
 }
 
@@ -164,6 +167,8 @@ pub(crate) fn status(report: &StatusReport) -> String {
             bytes(cache.evicted)
         ));
     }
+    lines.extend(report.limits.iter().flat_map(limits));
+    lines.extend(report.failed.iter().take(5).map(failed));
     if let Some(last) = report.errors.last() {
         lines.push(format!(
             "errors    {} remembered, the last: {}: {} ({})",
@@ -174,6 +179,32 @@ pub(crate) fn status(report: &StatusReport) -> String {
         ));
     }
     lines.join("\n")
+}
+
+/// What is limited, and what follows from it now.
+fn limits(limits: &LimitCounts) -> Vec<String> {
+    let mut parts = Vec::new();
+    if let Some(rate) = limits.rate_bytes_per_s {
+        parts.push(format!("background {}/s", bytes(rate)));
+    }
+    if let Some(most) = limits.max_fetch_bytes {
+        parts.push(format!("{} of {} fetched", bytes(limits.fetch_bytes), bytes(most)));
+    }
+    if let Some(most) = limits.max_requests {
+        parts.push(format!("{} of {} requests", count(limits.requests), count(most)));
+    }
+    if limits.connections < limits.max_connections {
+        let (now, most) = (limits.connections, limits.max_connections);
+        parts.push(format!("{now} of {most} connections: the source asked to be spared"));
+    }
+    let limited = (!parts.is_empty()).then(|| format!("limits    {}", parts.join(", ")));
+    let why = limits.used_up.iter().chain(&limits.source_failing);
+    limited.into_iter().chain(why.map(|why| format!("          {why}"))).collect()
+}
+
+fn failed(failed: &FailedCount) -> String {
+    let place = if failed.path.path.is_empty() { "the root" } else { &failed.path.path };
+    format!("failed    {} {} in {place}", count(failed.files), failed.kind)
 }
 
 #[cfg(test)]

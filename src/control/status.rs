@@ -64,8 +64,10 @@ pub enum PausedBy {
     User,
     /// Too little room at the destination.
     Space,
-    /// The source is out of reach.
+    /// The source is out of reach, or keeps failing.
     Source,
+    /// A limit is used up.
+    Limit,
 }
 
 /// Counts of files.
@@ -174,6 +176,41 @@ pub struct CacheCounts {
     pub evicted: u64,
 }
 
+/// What may be asked of the source, and what was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitCounts {
+    /// Bytes per second that hydration takes at most; `null` = no limit.
+    pub rate_bytes_per_s: Option<u64>,
+    /// Bytes fetched that count towards `max_fetch_bytes`.
+    pub fetch_bytes: u64,
+    /// Most of them; `null` = no limit.
+    pub max_fetch_bytes: Option<u64>,
+    /// Requests for bytes, over restarts.
+    pub requests: u64,
+    /// Most of them; `null` = no limit.
+    pub max_requests: Option<u64>,
+    /// Requests that may run at once now.
+    pub connections: u64,
+    /// Most that ever may.
+    pub max_connections: u64,
+    /// The limit that is used up, in words.
+    pub used_up: Option<String>,
+    /// Why the source is not asked now, in words: it failed too often.
+    pub source_failing: Option<String>,
+}
+
+/// Files that failed, of one directory and one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCount {
+    /// The directory, below the root.
+    #[serde(flatten)]
+    pub path: JsonPath,
+    /// [`crate::error::Kind::as_str`].
+    pub kind: String,
+    /// How many.
+    pub files: u64,
+}
+
 /// One running chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveChunk {
@@ -275,6 +312,12 @@ pub struct StatusReport {
     /// Only where not everything is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheCounts>,
+    /// What may be asked of the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitCounts>,
+    /// Files that failed and are not made good, by directory and kind; the first hundred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedCount>,
 }
 
 impl StatusReport {

@@ -2,6 +2,8 @@
 
 pub mod attributes;
 pub mod block_map;
+pub mod breaker;
+pub mod bucket;
 pub mod budget;
 pub mod claims;
 pub mod filter;
@@ -20,6 +22,7 @@ pub mod pool;
 pub mod priority;
 pub mod progress;
 pub mod queue;
+pub mod quota;
 pub mod range;
 pub mod retry;
 pub mod run_set;

@@ -262,9 +262,11 @@ pub(super) fn paused_by(engine: &Engine, phase: JobPhase) -> Option<PausedBy> {
     }
     if engine.switch().state() == SwitchState::Paused {
         Some(PausedBy::User)
-    } else if engine.is_source_away() {
+    } else if engine.is_source_away() || engine.limits().source_failing().is_some() {
         Some(PausedBy::Source)
+    } else if engine.is_short_of_room() {
+        Some(PausedBy::Space)
     } else {
-        engine.is_short_of_room().then_some(PausedBy::Space)
+        engine.limits().used_up().map(|_| PausedBy::Limit)
     }
 }

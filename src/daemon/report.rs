@@ -15,13 +15,14 @@ use crate::control::orders::{
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
-    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, InPlaceCounts,
-    JobPhase, JsonPath, LaneReport, ProofCounts, RateCounts, SCHEMA, StatusReport, StuckOperation,
-    StuckReport, timestamp,
+    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FailedCount, FileCounts, FileError,
+    InPlaceCounts, JobPhase, JsonPath, LaneReport, LimitCounts, ProofCounts, RateCounts, SCHEMA,
+    StatusReport, StuckOperation, StuckReport, timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
 use crate::core::flight::{Boarded, Flight, Landing};
+use crate::core::path::RelPath;
 use crate::core::priority::Priority;
 use crate::core::progress::Highest;
 use crate::daemon::job::{Job, paused_by};
@@ -39,6 +40,9 @@ use crate::vfs::mountinfo::DeviceNumber;
 const LAST_CLOSE: Duration = Duration::from_millis(500);
 /// Lanes that status shows.
 const LANES_SHOWN: usize = 64;
+
+/// Directories of which failed files are shown.
+const FAILED_SHOWN: usize = 100;
 
 /// Answers about one daemon.
 #[derive(Debug)]
@@ -172,6 +176,8 @@ impl Reporter {
             active: self.active(),
             lanes: self.lanes(),
             errors: self.errors(),
+            limits: Some(self.limits()),
+            failed: self.failed(),
             cache: self.engine.cache_fill().map(|(cap, used)| CacheCounts {
                 cap,
                 used,
@@ -207,6 +213,33 @@ impl Reporter {
             failed: stats.chunks_failed.get(),
             retried: stats.chunks_retried.get(),
         }
+    }
+
+    fn limits(&self) -> LimitCounts {
+        let limits = self.engine.limits();
+        let (settings, used) = (limits.settings(), limits.usage());
+        let (connections, max_connections) = self.engine.connections();
+        LimitCounts {
+            rate_bytes_per_s: limits.rate(),
+            fetch_bytes: used.bytes,
+            max_fetch_bytes: settings.max_fetch.map(|limit| limit.bytes),
+            requests: used.requests,
+            max_requests: settings.max_requests,
+            connections: connections as u64,
+            max_connections: max_connections as u64,
+            used_up: limits.used_up(),
+            source_failing: limits.source_failing().map(|(_, error)| error.to_string()),
+        }
+    }
+
+    fn failed(&self) -> Vec<FailedCount> {
+        let counts = self.engine.stats().errors.failed_by_place();
+        let count = |((directory, kind), files): ((RelPath, String), u64)| FailedCount {
+            path: JsonPath::new(directory.as_path()),
+            kind,
+            files,
+        };
+        counts.into_iter().take(FAILED_SHOWN).map(count).collect()
     }
 
     fn active(&self) -> Vec<ActiveChunk> {

@@ -67,7 +67,11 @@ impl Engine {
                 ticket.permit()
             }
         };
-        self.source.stat(&path).await
+        let asked = self.patiently(|| self.source.stat(&path)).await;
+        if asked.is_ok() {
+            self.stat_permits.served();
+        }
+        asked
     }
 
     /// Only what this life has seen listed: a directory that is a file by now is asked for.

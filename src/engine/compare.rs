@@ -95,16 +95,15 @@ impl Engine {
         local: &Arc<BackingFile>,
         range: ByteRange,
     ) -> Result<Option<u64>> {
-        let mut attempt = 1;
+        let mut tries = self.settings.retry.begin();
         loop {
             let error = match self.compare_range(file, local, range).await {
                 Ok(difference) => return Ok(difference),
                 Err(error) => error,
             };
-            let Some(wait) = self.settings.retry.wait_after(attempt, &error, jitter()) else {
+            let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error);
             };
-            attempt += 1;
             tokio::time::sleep(wait).await;
         }
     }
@@ -115,7 +114,8 @@ impl Engine {
         local: &Arc<BackingFile>,
         range: ByteRange,
     ) -> Result<Option<u64>> {
-        let _permit = self.background_permit().await;
+        let mut slot = self.background_permit().await;
+        let mut reserved = self.limits.reserve(range.len())?;
         let stall = self.settings.stall;
         let late = |late| Error::new(Kind::Timeout, "compare with source").caused_by(late);
         let asked = self.source.read(&file.path, range, file.fingerprint());
@@ -124,6 +124,10 @@ impl Engine {
         while let Some(piece) = tokio::time::timeout(stall, theirs.next()).await.map_err(late)? {
             let piece = piece?;
             self.stats.bytes_fetched.add(piece.len() as u64);
+            reserved.came(piece.len() as u64);
+            if let Some(slot) = &mut slot {
+                slot.ration.pay(piece.len() as u64, || false).await;
+            }
             let (local, at) = (Arc::clone(local), offset);
             offset += piece.len() as u64;
             let compare = move || difference(&local, at, &piece);

@@ -1,12 +1,13 @@
 //! What went wrong, in this life and earlier ones, for status: an error stays until its file is copied after all.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::core::path::RelPath;
 use crate::core::table::Table;
 use crate::engine::stats::Counter;
 use crate::engine::{Engine, on_disk};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::store::SetAside;
 use crate::store::catalog::{ERRORS_KEPT, ErrorNote};
 use crate::sync::{AtomicBool, Ordering};
@@ -22,10 +23,17 @@ pub struct Errors {
     notes: Table<u64, ErrorNote>,
     /// Paths that have notes, with the number of the last.
     paths: Table<RelPath, u64>,
-    /// Entries that could not be copied until they are tried again, with their inode number where they have one.
-    failed: Table<RelPath, Option<u64>>,
+    /// Entries that could not be copied until they are tried again.
+    failed: Table<RelPath, Failed>,
     /// Something is to be saved. AcqRel: who takes it sees the notes.
     unsaved: AtomicBool,
+}
+
+/// Why an entry could not be copied, and its inode number where it has one.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    ino: Option<u64>,
+    kind: Kind,
 }
 
 /// What the catalog shall know of them.
@@ -69,8 +77,8 @@ impl Errors {
 
     /// An entry could not be copied: counted once however often it fails, until [`Errors::succeeded`].
     pub fn failed(&self, path: &RelPath, ino: Option<u64>, error: &Error) {
-        let ino = ino.or_else(|| self.failed.get(path).flatten());
-        self.failed.insert(path.clone(), ino);
+        let ino = ino.or_else(|| self.failed.get(path)?.ino);
+        self.failed.insert(path.clone(), Failed { ino, kind: error.kind() });
         self.remember(path, error);
     }
 
@@ -95,10 +103,28 @@ impl Errors {
 
     /// The entries that could not be copied so far, as far as the kind of their last error is wanted.
     pub(super) fn failed_paths(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<RelPath> {
-        let last = |path: &RelPath| self.notes.get(&(self.paths.get(path)? % ERRORS_KEPT));
+        let last = |path: &RelPath| self.failed.get(path);
         let mut failed = self.failed.keys();
-        failed.retain(|path| last(path).is_none_or(|note| is_wanted(&note.kind)));
+        failed.retain(|path| last(path).is_none_or(|failed| is_wanted(failed.kind.as_str())));
         failed
+    }
+
+    /// Files that failed and did not succeed since, whoever asked for them, counted by directory and kind.
+    pub fn failed_by_place(&self) -> BTreeMap<(RelPath, String), u64> {
+        let kind_of = |path: RelPath| {
+            let failed = self.failed.get(&path)?;
+            Some((path, failed.kind.as_str().to_owned()))
+        };
+        let noted = self.notes.values().into_iter().map(|note| (note.path, note.kind));
+        let failed = self.failed.keys().into_iter().filter_map(kind_of);
+        // Of several kinds one file counts once: the last, or that of the entry.
+        let files: BTreeMap<RelPath, String> = noted.chain(failed).collect();
+        let mut counts = BTreeMap::new();
+        for (path, kind) in files {
+            let directory = path.parent().unwrap_or_else(RelPath::root);
+            *counts.entry((directory, kind)).or_default() += 1;
+        }
+        counts
     }
 
     /// The last errors, oldest first.
@@ -117,7 +143,7 @@ impl Errors {
     fn take_unsaved(&self) -> Option<Unsaved> {
         self.unsaved.swap(false, Ordering::AcqRel).then(|| {
             let failed = self.failed.keys().into_iter();
-            let with_ino = |path| Some((self.failed.get(&path)??, path));
+            let with_ino = |path| Some((self.failed.get(&path)?.ino?, path));
             let failed = failed.filter_map(with_ino).map(|(ino, path)| (path, ino)).collect();
             Unsaved { notes: self.all(), failed }
         })
@@ -143,7 +169,6 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
 
     fn path(name: &str) -> RelPath {
         RelPath::root().child(name.as_ref()).unwrap()
@@ -163,6 +188,23 @@ mod tests {
         errors.succeeded(&path("a"));
         let left: Vec<_> = errors.recent().into_iter().map(|note| note.path).collect();
         assert_eq!((left, errors.entries_failed()), (vec![path("b")], 1));
+    }
+
+    #[test]
+    fn failed_files_are_counted_by_directory_and_kind_until_they_succeed() {
+        let errors = Errors::default();
+        let below = |name: &str| path("dir").child(name.as_ref()).unwrap();
+        errors.failed(&below("a"), Some(2), &error("one"));
+        errors.remember(&below("a"), &error("two"));
+        errors.remember(&below("b"), &error("two"));
+        errors.failed(&path("c"), None, &Error::new(Kind::Denied, "read"));
+        let counts = |errors: &Errors| errors.failed_by_place().into_values().collect::<Vec<_>>();
+        assert_eq!(counts(&errors), [1, 2]);
+        assert_eq!(errors.failed_paths(|_| true).len(), 2);
+        errors.succeeded(&below("a"));
+        errors.succeeded(&path("c"));
+        let left: Vec<_> = errors.failed_by_place().into_iter().collect();
+        assert_eq!(left, [((path("dir"), "io".to_owned()), 1)]);
     }
 
     #[test]

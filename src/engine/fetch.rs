@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 
+use crate::core::breaker::Pass;
 use crate::core::claims::{Chunk, Lead, Lease};
 use crate::core::ids::{ChunkId, Ids};
 use crate::core::permits::{Acquired, Permit, Permits};
 use crate::core::plan::{Pace, Reach};
 use crate::core::priority::Priority;
+use crate::core::quota::Reserved;
 use crate::core::range::ByteRange;
 use crate::core::table::Table;
-use crate::engine::cache::FULL;
 use crate::engine::chunk_hasher::ChunkHasher;
-use crate::engine::events::{Attempts, ChunkStep};
 use crate::engine::file::LazyFile;
+use crate::engine::limits::{Limits, Ration};
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
 use crate::engine::switch::{Switch, SwitchState};
-use crate::engine::{Engine, jitter, on_disk};
+use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::source::{ByteStream, Source};
 use crate::store::BackingFile;
@@ -38,11 +39,12 @@ const RESERVED_FOR_DEMAND: usize = 8;
 #[derive(Debug)]
 pub struct Fetcher {
     source: Arc<dyn Source>,
-    permits: Arc<Permits>,
+    pub(super) permits: Arc<Permits>,
+    pub(super) limits: Arc<Limits>,
     /// Hands out chunk numbers.
     pub(crate) ids: Ids,
     /// Chunks that run, with the file they belong to.
-    active: Table<ChunkId, (Arc<Chunk>, Arc<LazyFile>)>,
+    pub(super) active: Table<ChunkId, (Arc<Chunk>, Arc<LazyFile>)>,
     pace: Pace,
     stats: Arc<Stats>,
     stall: Duration,
@@ -50,8 +52,24 @@ pub struct Fetcher {
     switch: Arc<Switch>,
 }
 
+/// The right to one background request.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    permit: Permit,
+    pub(super) ration: Ration,
+}
+
+/// What one chunk is fetched with.
+#[derive(Debug)]
+pub(super) struct Means {
+    pub(super) permit: Option<Permit>,
+    pub(super) ration: Ration,
+    pub(super) pass: Pass,
+    pub(super) hasher: Option<ChunkHasher>,
+}
+
 /// A request under way.
-struct Asked {
+pub(super) struct Asked {
     range: ByteRange,
     begun: Instant,
     stream: ByteStream,
@@ -71,9 +89,11 @@ impl Fetcher {
         settings: &EngineSettings,
         stats: Arc<Stats>,
         switch: Arc<Switch>,
+        limits: Arc<Limits>,
         first_chunk: u64,
     ) -> Self {
-        let connections = source.traits().connections.max(2);
+        let most = limits.settings().max_connections.unwrap_or(usize::MAX);
+        let connections = source.traits().connections.max(2).min(most);
         let reserved = RESERVED_FOR_DEMAND.min(connections / 2);
         Self {
             permits: Permits::new(connections, reserved),
@@ -82,6 +102,7 @@ impl Fetcher {
             active: Table::default(),
             stall: settings.stall,
             switch,
+            limits,
             source,
             stats,
         }
@@ -113,7 +134,7 @@ impl Fetcher {
     }
 
     /// Asks once for what remains of the lease.
-    async fn ask(&self, file: &LazyFile, lease: &Lease) -> Result<Asked> {
+    pub(super) async fn ask(&self, file: &LazyFile, lease: &Lease) -> Result<Asked> {
         let range = lease.remaining();
         let begun = Instant::now();
         let asked = self.source.read(&file.path, range, file.fingerprint());
@@ -121,13 +142,14 @@ impl Fetcher {
         Ok(Asked { range, begun, stream })
     }
 
-    /// Lands what comes.
-    async fn receive(
+    /// Lands what comes, and takes no more than may come.
+    pub(super) async fn receive(
         &self,
         file: &Arc<LazyFile>,
         backing: &Arc<BackingFile>,
         lease: &mut Lease,
-        hasher: &mut Option<ChunkHasher>,
+        means: &mut Means,
+        mut reserved: Reserved,
         asked: Asked,
     ) -> Result<()> {
         let Asked { range, begun, mut stream } = asked;
@@ -135,7 +157,15 @@ impl Fetcher {
         while !lease.remaining().is_empty() && !self.is_cut(lease.chunk()) {
             let gathered = self.gather(&mut stream, lease).await;
             let waited = *first_byte.get_or_insert_with(|| begun.elapsed());
-            self.land(file, backing, lease, hasher, gathered.pieces, gathered.bytes).await?;
+            let bytes = gathered.bytes as u64;
+            reserved.came(bytes);
+            self.land(file, backing, lease, &mut means.hasher, gathered.pieces, gathered.bytes)
+                .await?;
+            if bytes > 0 {
+                self.limits.tell_turn(means.pass.answers());
+                let chunk = lease.chunk();
+                means.ration.pay(bytes, || chunk.priority() != Priority::Hydration).await;
+            }
             match gathered.end {
                 Some(Err(error)) => return Err(error),
                 Some(Ok(())) if !lease.remaining().is_empty() => {
@@ -170,12 +200,12 @@ impl Fetcher {
     }
 
     /// Whether the chunk is to end now. One that a reader waits for goes on.
-    fn is_cut(&self, chunk: &Chunk) -> bool {
+    pub(super) fn is_cut(&self, chunk: &Chunk) -> bool {
         self.switch.state() == SwitchState::Stopped && chunk.priority() == Priority::Hydration
     }
 
     /// Waits until the chunk is to end now.
-    async fn cut(&self, chunk: &Chunk) {
+    pub(super) async fn cut(&self, chunk: &Chunk) {
         if chunk.priority() == Priority::Hydration {
             self.switch.until(|state| state == SwitchState::Stopped).await;
         }
@@ -269,7 +299,8 @@ impl Engine {
         let (engine, file) = (Arc::clone(self), Arc::clone(file));
         self.runtime.spawn(async move {
             let permit = engine.fetcher.permit(priority).await;
-            engine.run_chunk(file, lease, permit).await;
+            let ration = engine.limits.at_once();
+            engine.run_chunk(file, lease, permit, ration).await;
         });
     }
 
@@ -286,10 +317,11 @@ impl Engine {
             let (mut rest, refused) = (range, engine.cache.refused());
             while !rest.is_empty() && engine.cache.refused() == refused {
                 let Some(permit) = engine.fetcher.permit(Priority::Readahead).await else { return };
-                if wanted.strong_count() == 0 || file.is_stale() {
+                if wanted.strong_count() == 0 || file.is_stale() || engine.limits.is_stopped() {
                     return;
                 }
-                let Some(led) = engine.lead_with(&file, rest, Priority::Readahead, permit) else {
+                let slot = Slot { permit, ration: engine.limits.at_once() };
+                let Some(led) = engine.lead_with(&file, rest, Priority::Readahead, slot) else {
                     return;
                 };
                 rest = ByteRange::new(led.end, rest.end);
@@ -297,22 +329,24 @@ impl Engine {
         });
     }
 
-    /// Leads the first free part of `range` with a permit in hand; `None` if there is none. Returns the chunk's range.
+    /// Leads the first free part of `range` with the right to it in hand; `None` if there is none. Returns the chunk's range.
     pub(crate) fn lead_with(
         self: &Arc<Self>,
         file: &Arc<LazyFile>,
         range: ByteRange,
         priority: Priority,
-        permit: Permit,
+        slot: Slot,
     ) -> Option<ByteRange> {
-        let chunk_bytes = self.reach().chunk;
+        let Slot { permit, mut ration } = slot;
+        let chunk_bytes = self.reach().chunk.min(ration.most());
         let now = Instant::now();
         match file.claims.lead(range, priority, chunk_bytes, &self.fetcher.ids, now) {
             Lead::Lease(lease) => {
                 let led = lease.chunk().range;
+                ration.cut(led.len());
                 let (engine, file) = (Arc::clone(self), Arc::clone(file));
                 self.runtime.spawn(async move {
-                    engine.run_chunk(file, lease, Some(permit)).await;
+                    engine.run_chunk(file, lease, Some(permit), ration).await;
                 });
                 Some(led)
             }
@@ -320,129 +354,11 @@ impl Engine {
         }
     }
 
-    /// Waits for a background permit.
-    pub(crate) async fn background_permit(&self) -> Option<Permit> {
-        self.fetcher.permit(Priority::Hydration).await
-    }
-
-    /// Fetches one chunk to its end, with retries that resume where the last attempt stopped.
-    async fn run_chunk(
-        self: &Arc<Self>,
-        file: Arc<LazyFile>,
-        mut lease: Lease,
-        permit: Option<Permit>,
-    ) {
-        let chunk = Arc::clone(lease.chunk());
-        let entry = (Arc::clone(&chunk), Arc::clone(&file));
-        self.fetcher.active.insert(chunk.id, entry);
-        self.stats.chunks_begun.increment();
-        tracing::trace!(chunk = chunk.id.0, ino = file.ino, path = %file.path, range = %chunk.range, "chunk enter");
-        let (mut part, mut attempts) = (None, Attempts::begin());
-        let fetched = self.fetch_with_retries(&file, &mut lease, &mut part, &mut attempts);
-        let result = fetched.await;
-        drop(permit);
-        self.fetcher.active.remove(&chunk.id);
-        tracing::trace!(chunk = chunk.id.0, ino = file.ino, ok = result.is_ok(), "chunk exit");
-        match result {
-            Ok(()) if self.fetcher.is_cut(&chunk) && !lease.remaining().is_empty() => {
-                self.stats.chunks_begun.sub(1); // what landed stays; the rest is begun again
-                self.note_landed(&file, chunk.landed());
-            }
-            Ok(()) => {
-                self.stats.chunks_done.increment();
-                self.tell_chunk(ChunkStep::Complete, &file, &chunk, attempts, None);
-                lease.commit();
-                self.note_landed(&file, chunk.range.len());
-                self.seal_if_complete(&file);
-            }
-            Err(error) if self.cache.is_full(&error) => {
-                self.stats.chunks_begun.sub(1); // it never really was
-                self.note_landed(&file, chunk.landed());
-                self.give_back_room(part, &lease).await;
-                match chunk.priority() {
-                    // Who waits for it reads straight through.
-                    Priority::Demand => lease.fail(error, Instant::now() + FULL),
-                    Priority::Readahead | Priority::Hydration => drop(lease),
-                }
-            }
-            Err(error) => {
-                self.give_back_room(part, &lease).await;
-                if error.kind() == Kind::NoSpace {
-                    self.room.ran_out(&error);
-                }
-                self.stats.chunks_failed.increment();
-                self.tell_chunk(ChunkStep::Failed, &file, &chunk, attempts, Some(&error));
-                self.note_landed(&file, chunk.landed());
-                self.note_failure(&file, &error);
-                let until = Instant::now() + self.settings.failure_memory();
-                lease.fail(error.at(file.path.as_path()), until);
-            }
-        }
-    }
-
-    async fn fetch_with_retries(
-        self: &Arc<Self>,
-        file: &Arc<LazyFile>,
-        lease: &mut Lease,
-        part: &mut Option<Arc<BackingFile>>,
-        attempts: &mut Attempts,
-    ) -> Result<()> {
-        if file.is_stale() {
-            return Err(Error::new(Kind::Stale, "read from source").at(file.path.as_path()));
-        }
-        // Before any part is made: what an earlier life left and what lands now lie in one file.
-        self.restore(file).await;
-        if file.phase.get() == crate::core::phase::Phase::Published {
-            return Ok(()); // all of it was here
-        }
-        let backing =
-            file.ensure_backing(&self.destination).await.map_err(Error::of_destination)?;
-        *part = Some(Arc::clone(&backing));
-        file.phase.advance(crate::core::phase::Phase::Filling);
-        file.note_request();
-        let mut hasher = None;
-        loop {
-            let attempt_now = async {
-                let asked = self.fetcher.ask(file, lease).await?;
-                // Only for a source that answers: one that does not takes nobody's place.
-                self.make_room(file, &backing, lease).await?;
-                self.fetcher.receive(file, &backing, lease, &mut hasher, asked).await
-            };
-            let Err(error) = attempt_now.await else {
-                return Ok(());
-            };
-            if self.fetcher.is_cut(lease.chunk()) {
-                return Ok(());
-            }
-            // What did not reach the disk was hashed already: it is not asked for again under this lease.
-            if error.is_of_destination() {
-                return Err(error);
-            }
-            // A file that is gone is another version for who has it open.
-            let gone = matches!(error.kind(), Kind::NotFound | Kind::Stale);
-            if gone {
-                self.found_stale(file);
-                return Err(error.kinded(Kind::Stale));
-            }
-            let Some(wait) = self.settings.retry.wait_after(attempts.made, &error, jitter()) else {
-                return Err(error);
-            };
-            tracing::debug!(chunk = lease.chunk().id.0, path = %file.path, attempt = attempts.made, %error, "retry");
-            self.stats.chunks_retried.increment();
-            self.tell_chunk(ChunkStep::Retried, file, lease.chunk(), *attempts, Some(&error));
-            attempts.made += 1;
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.fetcher.cut(lease.chunk()) => return Ok(()),
-            }
-        }
-    }
-
-    fn note_failure(&self, file: &LazyFile, error: &Error) {
-        if error.kind() == Kind::Stale {
-            return;
-        }
-        self.stats.errors.remember(&file.path, error);
-        tracing::warn!(path = %file.path, ino = file.ino, kind = %error.kind(), %error, "chunk failed");
+    /// Waits until hydration may make one more request.
+    pub(crate) async fn background_permit(&self) -> Option<Slot> {
+        // First the bytes: who waits for those takes no permit from readahead.
+        let ration = self.limits.ration().await;
+        let permit = self.fetcher.permit(Priority::Hydration).await?;
+        Some(Slot { permit, ration })
     }
 }

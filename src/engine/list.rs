@@ -185,8 +185,11 @@ impl Engine {
 
     async fn list_now(self: &Arc<Self>, node: &Arc<Node>) -> Result<Arc<Listing>> {
         let (sender, mut batches) = mpsc::channel::<ListBatch>(LIST_BATCHES);
-        let (source, path) = (Arc::clone(&self.source), node.path());
-        let asked = self.runtime.spawn(async move { source.list(&path, sender).await });
+        let (engine, path) = (Arc::clone(self), node.path());
+        let asked = self.runtime.spawn(async move {
+            // What asks for patience has sent nothing yet.
+            engine.patiently(|| engine.source.list(&path, sender.clone())).await
+        });
         let old = node.directory()?.listing.load_full();
         let mut work = Listening::new(self, node, old);
         let (mut ahead, mut before) = (0, None);

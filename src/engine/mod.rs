@@ -9,7 +9,7 @@
 //! | [`changes`] | what becomes of them when the source changes |
 //! | [`known`], [`recorder`], `gone` | the tree out of the catalog into memory and back; what the source shows goes into the catalog, and what it shows no more leaves it |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
-//! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
+//! | [`fetch`], `attempts`, [`read`] | from the source into backing files, chunk by chunk; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
 //! | `sidecar` | checksums that lie beside their files at the source |
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
@@ -27,6 +27,7 @@
 
 pub mod adopt;
 pub mod ask;
+mod attempts;
 pub mod cache;
 pub mod changes;
 mod chunk_hasher;
@@ -152,7 +153,7 @@ pub struct Engine {
     pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) cache: Cache,
-    limits: Limits,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) switch: Arc<Switch>,
     pub(crate) board: Board,
     /// The copy waits for its source. Relaxed: for people.
@@ -194,9 +195,20 @@ impl Engine {
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let disk = Arc::clone(&destination);
         let switch = Arc::new(on_disk("look up orders", move || Switch::open(&disk)).await?);
-        let (asked, counts, orders) =
-            (Arc::clone(&source), Arc::clone(&stats), Arc::clone(&switch));
-        let fetcher = Fetcher::new(asked, &settings, counts, orders, first_chunk);
+        let limits = Limits::new(settings.limits, beginning.used);
+        let fetcher = Fetcher::new(
+            Arc::clone(&source),
+            &settings,
+            Arc::clone(&stats),
+            Arc::clone(&switch),
+            Arc::clone(&limits),
+            first_chunk,
+        );
+        // A number of connections that somebody asked for is a number of connections, whatever they are for.
+        let stat_permits = match settings.limits.max_connections {
+            Some(_) => Arc::clone(&fetcher.permits),
+            None => Permits::new(connections.max(2), 1),
+        };
         let pins = Pins::new(destination.catalog().pins()?);
         let events =
             Events::start(destination.event_log(), source.display_name(), destination.shown_as())?;
@@ -215,11 +227,11 @@ impl Engine {
             landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             cache,
-            limits: Limits::new(settings.limits),
+            limits,
             switch,
             board: Board::default(),
             is_source_away: AtomicBool::new(false),
-            stat_permits: Permits::new(connections.max(2), 1),
+            stat_permits,
             stats,
             events,
             pins,
@@ -270,7 +282,7 @@ impl Engine {
     }
 
     /// What may be asked of the source.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
     }
 

@@ -287,7 +287,7 @@ impl Engine {
 
     /// Attributes and xattrs of the source now, for exactly this version.
     pub(crate) async fn source_metadata(&self, file: &LazyFile) -> Result<Metadata> {
-        let mut attempt = 1;
+        let mut tries = self.settings.retry.begin();
         loop {
             let asked = async {
                 let attributes = self.source.stat(&file.path).await?;
@@ -304,10 +304,9 @@ impl Engine {
                 }
                 Err(error) => error,
             };
-            let Some(wait) = self.settings.retry.wait_after(attempt, &error, jitter()) else {
+            let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error);
             };
-            attempt += 1;
             tokio::time::sleep(wait).await;
         }
     }

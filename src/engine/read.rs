@@ -267,7 +267,11 @@ impl Engine {
     fn claim(&self, file: &LazyFile, want: ByteRange) -> Claim {
         let ids = &self.fetcher.ids;
         // Claims live behind an Arc so that leases can outlast who asked.
-        file.claims.claim(want, Priority::Demand, DEMAND_CHUNK, ids, Instant::now())
+        let claim = file.claims.claim(want, Priority::Demand, DEMAND_CHUNK, ids, Instant::now());
+        if matches!(claim, Claim::Pending { .. }) {
+            self.limits.hurry();
+        }
+        claim
     }
 
     /// Waits until the waiter is woken; fails when nothing arrives for the deadline.

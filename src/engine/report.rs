@@ -106,6 +106,11 @@ impl Engine {
         active
     }
 
+    /// Requests that may run at once now, and most that ever may.
+    pub fn connections(&self) -> (usize, usize) {
+        self.fetcher.permits.limits()
+    }
+
     /// Requests that wait for a permit.
     pub fn queued_chunks(&self) -> usize {
         self.fetcher.queued()

@@ -8,6 +8,7 @@ use crate::core::claims::Unrecorded;
 use crate::core::flight::Boarded;
 use crate::core::path::RelPath;
 use crate::core::phase::Phase;
+use crate::core::quota::Used;
 use crate::core::range::{BLOCK_SIZE, ByteRange, block_count};
 use crate::core::run_set::RunSet;
 use crate::engine::file::LazyFile;
@@ -31,6 +32,8 @@ pub struct Beginning {
     pub first_chunk: u64,
     /// First inode number. None from here on was ever used.
     pub first_ino: u64,
+    /// What was used of the limits in earlier lives.
+    pub used: Used,
     /// What went wrong in earlier lives and is not made good, oldest first.
     pub errors: Vec<ErrorNote>,
 }
@@ -57,6 +60,7 @@ pub fn begin(destination: &Destination, source: &str) -> Result<Beginning> {
     Ok(Beginning {
         first_chunk: catalog.reserve_chunk_ids(NUMBERS)?.start,
         first_ino: catalog.reserve_inos(NUMBERS)?.start,
+        used: catalog.used()?,
         errors: catalog.errors()?,
     })
 }
@@ -207,6 +211,7 @@ impl Engine {
     async fn checkpoint(self: &Arc<Self>) {
         self.note_uses().await;
         self.save_errors().await;
+        self.save_used().await;
         self.landed.store(0, Ordering::Relaxed);
         let mut snapshots = Vec::new();
         for ino in self.dirty.keys() {
@@ -235,6 +240,16 @@ impl Engine {
                 }
             }
             Err(error) => tracing::error!(%error, "checkpoint"),
+        }
+    }
+
+    /// Records what was used of the limits, if they are limits.
+    async fn save_used(&self) {
+        let Some(used) = self.limits.unsaved() else { return };
+        let destination = Arc::clone(&self.destination);
+        match on_disk("record use", move || destination.catalog().record_used(used)).await {
+            Ok(()) => self.limits.saved(used),
+            Err(error) => tracing::warn!(%error, "what was fetched is not recorded; tried again"),
         }
     }
 

@@ -56,7 +56,7 @@ impl Engine {
     /// That the source does not answer.
     async fn sidecar(&self, file: &LazyFile, attributes: &Attributes) -> Result<Option<Expected>> {
         let Some(path) = self.listed_sidecar(file).await? else { return Ok(None) };
-        let mut attempt = 1;
+        let mut tries = self.settings.retry.begin();
         loop {
             let asked = self.within_deadline("read checksum file", self.read_sidecar(&path)).await;
             let error = match asked {
@@ -79,10 +79,9 @@ impl Engine {
                 tracing::warn!(path = %path, %error, "checksum file not used");
                 return Ok(None);
             }
-            let Some(wait) = self.settings.retry.wait_after(attempt, &error, jitter()) else {
+            let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error.at(path.as_path()));
             };
-            attempt += 1;
             tokio::time::sleep(wait).await;
         }
     }

@@ -82,7 +82,8 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// with `Ok`.
     ///
     /// # Errors
-    /// `NotFound`, `Denied`, `Unreachable`, `Invalid` (not a directory, or an endless or malformed listing).
+    /// `NotFound`, `Denied`, `Unreachable`, `Invalid` (not a directory, or an endless or malformed listing); `Busy` only before the first
+    /// batch.
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()>;
 
     /// Attributes of one entry; symlinks are not followed.
@@ -127,6 +128,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         range: ByteRange,
         expected: &Fingerprint,
     ) -> Result<ByteStream>;
+
+    /// Whether it is known to be away, so that what it fails to answer says nothing new.
+    fn is_away(&self) -> bool {
+        false
+    }
 
     /// Total and free bytes of the source's file system, where it has one.
     async fn capacity(&self) -> Option<Capacity>;

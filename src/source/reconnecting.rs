@@ -167,6 +167,10 @@ impl Source for Reconnecting {
         self.real()?.read(path, range, expected).await
     }
 
+    fn is_away(&self) -> bool {
+        self.shared.real.load().is_none()
+    }
+
     async fn capacity(&self) -> Option<Capacity> {
         self.real().ok()?.capacity().await
     }

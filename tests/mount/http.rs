@@ -118,15 +118,17 @@ fn three_attempts_and_no_more() {
     let Some(env) = Env::new() else { return };
     let origin = Origin::start();
     origin.put("/twice", page(1000).behaves(Behaviour::Status { code: 503, times: 2 }));
-    origin.put("/always", page(1000).behaves(Behaviour::Status { code: 503, times: 1000 }));
+    origin.put("/always", page(1000).behaves(Behaviour::Status { code: 500, times: 1000 }));
     let mounted = env.mount_from(origin.url(), &[]);
     assert!(read(mounted.path("twice")).unwrap() == content(1000));
     assert_eq!(origin.count("GET", "/twice"), 3);
-    let busy = errno(read(mounted.path("always")));
-    assert!([libc::EIO, libc::EBUSY].contains(&busy), "{busy}");
+    assert_eq!(errno(read(mounted.path("always"))), libc::EIO);
     assert_eq!(origin.count("GET", "/always"), 3);
     let status = mounted.status();
     assert_eq!(status["chunks"]["retried"], 4, "{status:#}");
+    assert_eq!(status["chunks"]["failed"], 1, "{status:#}");
+    let failed = serde_json::json!([{"path": "", "kind": "unreachable", "files": 1}]);
+    assert_eq!(status["failed"], failed, "{status:#}");
     mounted.unmount();
 }
 

@@ -23,6 +23,7 @@ mod extremes;
 mod hang;
 mod http;
 mod hydrate;
+mod limits;
 mod mutations;
 mod offline;
 mod orders;

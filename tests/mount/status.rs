@@ -24,7 +24,7 @@ fn status_keeps_to_schema_1() {
     assert_eq!(status["schema"], 1);
     assert_eq!(
         keys(&status),
-        "active bytes chunks dest elapsed_s errors eta_s files job lanes mountpoint paused_by percent phase proof rate_bytes_per_s rates schema session source started_at"
+        "active bytes chunks dest elapsed_s errors eta_s files job lanes limits mountpoint paused_by percent phase proof rate_bytes_per_s rates schema session source started_at"
     );
     for (part, fields) in [
         ("files", "changed deleted failed partial published skipped total vanished warnings"),

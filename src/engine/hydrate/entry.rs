@@ -149,6 +149,11 @@ impl Engine {
                     self.room.ran_out(&error);
                     continue;
                 }
+                // What a reader was refused is no failure of the file: the next permit comes when there is a quota again.
+                Some(error) if error.kind() == Kind::Limit && !error.is_of_destination() => {
+                    file.claims.forget_failures();
+                    continue;
+                }
                 Some(error) => return Err(error),
                 None if self.room.is_short() => continue,
                 None => {}

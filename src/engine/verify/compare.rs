@@ -179,7 +179,7 @@ impl Verification {
     ) -> Result<Vec<Range<u64>>> {
         let mut runs = Vec::new();
         let mut offset = 0;
-        let mut attempt = 1;
+        let mut tries = self.retry.begin();
         while offset < theirs.size {
             let rest = ByteRange::new(offset, theirs.size);
             let read = async {
@@ -203,10 +203,9 @@ impl Verification {
                 }
             };
             let Err(error) = read.await else { break };
-            let Some(wait) = self.retry.wait_after(attempt, &error, jitter()) else {
+            let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error);
             };
-            attempt += 1;
             tokio::time::sleep(wait).await;
         }
         Ok(runs)

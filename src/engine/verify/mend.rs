@@ -217,16 +217,15 @@ impl Verification {
         part: &Arc<BackingFile>,
     ) -> Result<u64> {
         let mut offset = range.start;
-        let mut attempt = 1;
+        let mut tries = self.retry.begin();
         while offset < range.end {
             let rest = ByteRange::new(offset, range.end);
             let Err(error) = self.fetch_once(source, record, rest, part, &mut offset).await else {
                 break;
             };
-            let Some(wait) = self.retry.wait_after(attempt, &error, jitter()) else {
+            let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error);
             };
-            attempt += 1;
             tokio::time::sleep(wait).await;
         }
         Ok(range.len())

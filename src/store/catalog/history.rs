@@ -3,6 +3,7 @@
 
 use redb::ReadableTable;
 
+use crate::core::quota::Used;
 use crate::error::Result;
 use crate::store::destination::Durability;
 
@@ -14,6 +15,8 @@ use super::{Catalog, ERRORS_KEPT, ErrorNote, get_number};
 const DURABILITY: &str = "durability";
 /// Name of the number in `meta`: 0 = run, 1 = pause, 2 = stop.
 const ORDERED: &str = "ordered";
+/// Names of the numbers in `meta` of what was used of the limits.
+const USED: [&str; 3] = ["used-bytes", "used-requests", "used-day"];
 
 /// What a job was told last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +76,33 @@ impl Catalog {
             let mut meta = transaction.open_table(META)?;
             meta.insert(DURABILITY, (durability as u64).to_le_bytes().as_slice())?;
             Ok(())
+        })
+    }
+
+    /// Says what was used of the limits, by all lives.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn record_used(&self, used: Used) -> Result<()> {
+        self.database.write("record use", Commit::Durable, |transaction| {
+            let mut meta = transaction.open_table(META)?;
+            for (name, number) in USED.into_iter().zip([used.bytes, used.requests, used.day]) {
+                meta.insert(name, number.to_le_bytes().as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What was used of the limits, by all lives.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Io`.
+    pub fn used(&self) -> Result<Used> {
+        self.database.read("read catalog", |transaction| {
+            let meta = transaction.open_table(META)?;
+            let number = |name| get_number(&meta, name).map(|number| number.unwrap_or(0));
+            let [bytes, requests, day] = USED;
+            Ok(Used { bytes: number(bytes)?, requests: number(requests)?, day: number(day)? })
         })
     }
 

@@ -18,7 +18,7 @@
 //! # Schema 1
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `schema`, `source`, `created`, `durability`, `chunks`, `inos`, `files`, `bytes`, `examined`, `ordered`, `shape` | u64 LE; the source as text; [`SourceShape`] |
+//! | meta | `schema`, `source`, `created`, `durability`, `chunks`, `inos`, `files`, `bytes`, `examined`, `ordered`, `used-bytes`, `used-requests`, `used-day`, `shape` | u64 LE; the source as text; [`SourceShape`] |
 //! | entries | path | [`EntryRecord`] |
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |

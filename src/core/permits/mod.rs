@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::core::ids::Ids;
 use crate::core::priority::Priority;
@@ -10,18 +11,27 @@ use crate::sync::{Closer, Mutex, Signal, signal};
 /// A bounded number of permits, handed to the most urgent first. `reserved` of them are for demand alone, so that a
 /// reader never waits for a background request to end.
 ///
+/// A source that asks to be spared halves the limit; requests that go well raise it again, one by one. A lower limit takes nothing away:
+/// it holds as permits come back.
+///
 /// # Concurrency
 /// All methods may be called from any thread.
 #[derive(Debug)]
 pub struct Permits {
-    limit: usize,
-    background_limit: usize,
+    most: usize,
+    reserved: usize,
     ids: Ids,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// 1 to `most`.
+    limit: usize,
+    /// Requests that went well since the limit was changed.
+    served: usize,
+    /// When the limit was halved last.
+    halved: Option<Instant>,
     in_use: usize,
     background_in_use: usize,
     queues: [VecDeque<(u64, Closer)>; 3],
@@ -40,13 +50,18 @@ pub enum Acquired {
 impl Permits {
     /// `limit >= 1` permits, of which `reserved < limit` are for demand alone.
     pub fn new(limit: usize, reserved: usize) -> Arc<Self> {
-        let limit = limit.max(1);
-        Arc::new(Self {
-            limit,
-            background_limit: (limit - reserved.min(limit - 1)).max(1),
-            ids: Ids::default(),
-            state: Mutex::new(State::default()),
-        })
+        let most = limit.max(1);
+        let state = State {
+            limit: most,
+            served: 0,
+            halved: None,
+            in_use: 0,
+            background_in_use: 0,
+            queues: Default::default(),
+            granted: HashSet::new(),
+        };
+        let reserved = reserved.min(most - 1);
+        Arc::new(Self { most, reserved, ids: Ids::default(), state: Mutex::new(state) })
     }
 
     /// Asks for a permit.
@@ -74,9 +89,56 @@ impl Permits {
         self.state.lock().in_use
     }
 
+    /// Permits that may be in use now, and most that ever may.
+    pub fn limits(&self) -> (usize, usize) {
+        (self.state.lock().limit, self.most)
+    }
+
+    /// The source asked to be spared, answering a request that began at `began`: half as many from now on. Those that were under way
+    /// already count as one. Returns the new limit if it was changed.
+    pub fn spare(&self, began: Instant, now: Instant) -> Option<usize> {
+        let mut state = self.state.lock();
+        state.served = 0;
+        if state.halved.is_some_and(|halved| began <= halved) || state.limit == 1 {
+            return None;
+        }
+        state.halved = Some(now);
+        let limit = (state.limit / 2).max(1);
+        state.limit = limit;
+        // Of fewer permits demand may keep fewer to itself.
+        let woken = self.hand_out(&mut state);
+        drop(state);
+        drop(woken);
+        Some(limit)
+    }
+
+    /// A request went well: after as many as run at once there may be one more.
+    pub fn served(&self) {
+        let mut state = self.state.lock();
+        if state.limit == self.most {
+            return;
+        }
+        state.served += 1;
+        if state.served < state.limit {
+            return;
+        }
+        state.served = 0;
+        state.limit += 1;
+        let woken = self.hand_out(&mut state);
+        drop(state);
+        drop(woken);
+    }
+
     fn has_room(&self, state: &State, priority: Priority) -> bool {
-        state.in_use < self.limit
-            && (priority == Priority::Demand || state.background_in_use < self.background_limit)
+        // Of few, demand keeps no more than half to itself.
+        let reserved = if state.limit == self.most {
+            self.reserved
+        } else {
+            self.reserved.min(state.limit / 2)
+        };
+        state.in_use < state.limit
+            && (priority == Priority::Demand
+                || state.background_in_use < (state.limit - reserved).max(1))
     }
 
     /// Hands free permits to the most urgent; returns their closers.
@@ -116,6 +178,14 @@ impl State {
 pub struct Permit {
     permits: Arc<Permits>,
     priority: Priority,
+}
+
+impl Permit {
+    /// Whether more are in use than may be now: then it is better given back before the next request.
+    pub fn is_over(&self) -> bool {
+        let state = self.permits.state.lock();
+        state.in_use > state.limit
+    }
 }
 
 impl Drop for Permit {
@@ -166,58 +236,9 @@ impl Drop for Ticket {
 }
 
 #[cfg(all(test, not(lazycopy_loom)))]
-mod tests {
-    use super::*;
+#[path = "tests.rs"]
+mod tests;
 
-    fn now(acquired: Acquired) -> Permit {
-        match acquired {
-            Acquired::Now(permit) => permit,
-            Acquired::Queued(_) => panic!("expected a free permit"),
-        }
-    }
-
-    fn queued(acquired: Acquired) -> Ticket {
-        match acquired {
-            Acquired::Queued(ticket) => ticket,
-            Acquired::Now(_) => panic!("expected to queue"),
-        }
-    }
-
-    #[test]
-    fn background_leaves_the_reserved_permits_to_demand() {
-        let permits = Permits::new(4, 1);
-        let held: Vec<_> = (0..3).map(|_| now(permits.acquire(Priority::Hydration))).collect();
-        let ticket = queued(permits.acquire(Priority::Hydration));
-        let demand = now(permits.acquire(Priority::Demand));
-        assert_eq!((permits.in_use(), permits.queued()), (4, 1));
-        drop((held, ticket, demand));
-        assert_eq!((permits.in_use(), permits.queued()), (0, 0));
-    }
-
-    #[test]
-    fn a_free_permit_goes_to_the_most_urgent_not_to_the_first() {
-        let permits = Permits::new(1, 0);
-        let held = now(permits.acquire(Priority::Hydration));
-        let mut background = queued(permits.acquire(Priority::Hydration));
-        let mut demand = queued(permits.acquire(Priority::Demand));
-        drop(held);
-        assert!(demand.signal().is_closed());
-        assert!(!background.signal().is_closed());
-        drop(demand.permit().unwrap());
-        assert!(background.signal().is_closed());
-        assert!(background.permit().is_some());
-        assert_eq!(permits.in_use(), 0);
-    }
-
-    #[test]
-    fn a_ticket_dropped_after_its_grant_passes_the_permit_on() {
-        let permits = Permits::new(1, 0);
-        let held = now(permits.acquire(Priority::Demand));
-        let first = queued(permits.acquire(Priority::Demand));
-        let mut second = queued(permits.acquire(Priority::Demand));
-        drop(held);
-        drop(first);
-        assert!(second.signal().is_closed());
-        assert!(second.permit().is_some());
-    }
-}
+#[cfg(all(test, lazycopy_loom))]
+#[path = "model.rs"]
+mod model;
