@@ -17,11 +17,13 @@
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
 //! | [`hydrate`] | the whole tree in the background |
+//! | [`bulk`] | the whole tree of a source on this machine, by plain threads |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 
 pub mod adopt;
 pub mod ask;
+pub mod bulk;
 pub mod cache;
 pub mod changes;
 mod chunk_hasher;

@@ -7,6 +7,7 @@
 //! | [`probe`] | what the destination's file system can do, found by doing |
 //! | [`backing`] | one file's bytes on disk, before and after it is published |
 //! | [`metadata`], [`publish`], [`special`] | owner, xattrs, times, mode; and the rename into place |
+//! | [`bulk`] | many small files at once, for a copy without a mount |
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
@@ -20,6 +21,7 @@
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
 
 pub mod backing;
+pub mod bulk;
 pub mod catalog;
 pub mod checkpoint;
 pub mod checksum;

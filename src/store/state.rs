@@ -86,6 +86,11 @@ impl StateDirectory {
         self.trees.as_fd()
     }
 
+    /// Whether catalog and hashes lie in a directory of their own, maybe on another file system.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
     /// The device that parts are on, and so everything published.
     pub(super) fn device(&self) -> u64 {
         self.device
