@@ -7,6 +7,8 @@ mod checksums;
 mod doctor;
 pub mod exit;
 mod forget;
+mod hydrate_options;
+mod limit_options;
 mod logging;
 mod mount;
 mod mount_options;

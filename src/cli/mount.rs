@@ -12,6 +12,8 @@ use indicatif::MultiProgress;
 
 use crate::cli::background::{self, Leave};
 use crate::cli::exit::Exit;
+use crate::cli::hydrate_options::HydrateArgs;
+use crate::cli::limit_options::LimitArgs;
 use crate::cli::logging::{self, LogArgs};
 use crate::cli::progress::Progress;
 use crate::cli::{absolute, complain, finish, mount_options, say};
@@ -85,6 +87,10 @@ pub(crate) struct MountArgs {
     #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_FUSE_THREADS", hide_env_values = true, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     fuse_threads: usize,
     #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    background: HydrateArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -103,6 +109,7 @@ impl MountArgs {
                 .map(|path| absolute("use state directory", path))
                 .transpose()?,
             fill,
+            hydrate: self.background.settings()?,
             mount: mount_options::parse(&self.options)?,
             tree: TreeSettings {
                 refresh: self.refresh,
@@ -117,6 +124,7 @@ impl MountArgs {
                 durability: self.durability,
                 reserve: self.reserve,
             },
+            limits: self.limits.settings(),
             fuse_threads: self.fuse_threads,
         })
     }

@@ -4,6 +4,7 @@ pub mod attributes;
 pub mod block_map;
 pub mod budget;
 pub mod claims;
+pub mod filter;
 pub mod flight;
 pub mod hashes;
 pub mod ids;

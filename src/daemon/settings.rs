@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::engine::limits::LimitSettings;
+use crate::engine::settings::HydrateSettings;
 use crate::error::{Error, Kind, Result};
 use crate::vfs::mount::MountOptions;
 
@@ -20,6 +22,8 @@ pub struct MountSettings {
     pub state_dir: Option<PathBuf>,
     /// What is fetched besides what is read.
     pub fill: Fill,
+    /// How the whole tree is fetched, if it is.
+    pub hydrate: HydrateSettings,
     /// The kernel's side.
     pub mount: MountOptions,
     /// How the tree follows its source.
@@ -28,6 +32,8 @@ pub struct MountSettings {
     pub reads: ReadSettings,
     /// What becomes a plain file, and how.
     pub publish: PublishSettings,
+    /// What may be asked of the source.
+    pub limits: LimitSettings,
     /// Threads that take requests from the kernel; at least 1.
     pub fuse_threads: usize,
 }

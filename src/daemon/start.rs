@@ -336,6 +336,8 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             settings::OnChange::Follow => OnChange::Follow,
             settings::OnChange::Fail => OnChange::Fail,
         },
+        limits: settings.limits,
+        hydrate: settings.hydrate.clone(),
         ..EngineSettings::default()
     }
 }

@@ -110,7 +110,7 @@ impl Hydration {
                     below.push(entry);
                     continue;
                 }
-                while tasks.len() >= engine.settings.hydrate_files {
+                while tasks.len() >= engine.settings.hydrate.max_jobs.unwrap_or(64) {
                     tasks.join_next().await;
                 }
                 tasks.spawn(copy_entry(

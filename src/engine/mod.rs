@@ -13,10 +13,11 @@
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | `through` | from the source straight to readers |
+//! | [`limits`] | what may be asked of the source: how fast, how much, how often |
 //! | [`errors`] | what went wrong, until it goes well |
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
-//! | [`hydrate`] | the whole tree in the background |
+//! | [`hydrate`], [`switch`] | the whole tree in the background; whether it goes on |
 //! | [`bulk`] | the whole tree of a source on this machine, by plain threads |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
@@ -34,6 +35,7 @@ pub mod fetch;
 pub mod file;
 pub mod hydrate;
 pub mod known;
+pub mod limits;
 pub mod list;
 pub mod listing;
 pub mod node;
@@ -46,6 +48,7 @@ pub mod resume;
 pub mod room;
 pub mod settings;
 pub mod stats;
+pub mod switch;
 mod through;
 pub mod tree;
 pub mod verify;
@@ -66,6 +69,7 @@ use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
 use crate::engine::fetch::Fetcher;
 use crate::engine::file::LazyFile;
+use crate::engine::limits::Limits;
 use crate::engine::node::{Node, Xattrs};
 use crate::engine::publisher::Publisher;
 use crate::engine::read::Handles;
@@ -74,6 +78,7 @@ use crate::engine::resume::Beginning;
 use crate::engine::room::Room;
 use crate::engine::settings::EngineSettings;
 use crate::engine::stats::Stats;
+use crate::engine::switch::Switch;
 use crate::engine::tree::Tree;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Capacity, Source};
@@ -134,6 +139,8 @@ pub struct Engine {
     pub(crate) landed: AtomicU64,
     pub(crate) room: Room,
     pub(crate) cache: Cache,
+    limits: Limits,
+    pub(crate) switch: Switch,
     /// The copy waits for its source. Relaxed: for people.
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
@@ -166,6 +173,8 @@ impl Engine {
         let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
+        let disk = Arc::clone(&destination);
+        let switch = on_disk("look up orders", move || Switch::open(&disk)).await?;
         let fetcher = Fetcher::new(Arc::clone(&source), &settings, Arc::clone(&stats), first_chunk);
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
@@ -182,6 +191,8 @@ impl Engine {
             landed: AtomicU64::new(0),
             room: Room::new(settings.reserve),
             cache,
+            limits: Limits::new(settings.limits),
+            switch,
             is_source_away: AtomicBool::new(false),
             stat_permits: Permits::new(connections.max(2), 1),
             stats,
@@ -223,6 +234,16 @@ impl Engine {
     /// The settings.
     pub fn settings(&self) -> &EngineSettings {
         &self.settings
+    }
+
+    /// What may be asked of the source.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether hydration goes on.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
     }
 
     /// Whether listings carry attributes.

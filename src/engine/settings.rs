@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::core::filter::Filter;
 use crate::core::retry::RetryPolicy;
+use crate::engine::limits::LimitSettings;
 
 /// What happens to files that lie in the destination already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,6 +30,41 @@ pub enum OnChange {
     Fail,
 }
 
+/// Which of the files that are known so far is copied next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Directory by directory, as the source lists them.
+    #[default]
+    Listing,
+    /// The smallest.
+    SmallFirst,
+    /// The largest.
+    LargeFirst,
+}
+
+/// How workers are spread over source directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lanes {
+    /// Over different ones first; several may work in one.
+    #[default]
+    Auto,
+    /// At most one works in each.
+    Directory,
+}
+
+/// What is copied in the background, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HydrateSettings {
+    /// What comes first.
+    pub order: Order,
+    /// What is copied at all.
+    pub filter: Filter,
+    /// Most files that are fetched at once, at least 1; `None` = 64.
+    pub max_jobs: Option<usize>,
+    /// Where workers work.
+    pub lanes: Lanes,
+}
+
 /// Settings of the engine, validated.
 #[derive(Debug, Clone)]
 pub struct EngineSettings {
@@ -49,10 +86,12 @@ pub struct EngineSettings {
     pub existing: ExistingPolicy,
     /// Files that change at the source.
     pub on_change: OnChange,
-    /// Files that are hydrated at once.
-    pub hydrate_files: usize,
+    /// The background copy.
+    pub hydrate: HydrateSettings,
     /// A checkpoint begins when so many bytes have landed since the last, whoever else asks for one.
     pub checkpoint_bytes: u64,
+    /// What may be asked of the source.
+    pub limits: LimitSettings,
 }
 
 impl Default for EngineSettings {
@@ -67,8 +106,9 @@ impl Default for EngineSettings {
             reserve: None,
             existing: ExistingPolicy::Adopt,
             on_change: OnChange::Follow,
-            hydrate_files: 64,
+            hydrate: HydrateSettings::default(),
             checkpoint_bytes: 256 << 20,
+            limits: LimitSettings::default(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What is remembered of a job besides its entries: the errors that are not made good, and how surely its files were written.
+//! What is remembered of a job besides its entries: the errors that are not made good, how surely its files were written, and whether it
+//! shall go on.
 
 use redb::ReadableTable;
 
@@ -11,6 +12,19 @@ use super::{Catalog, ERRORS_KEPT, ErrorNote, get_number};
 
 /// Name of the number in `meta`: 0 = normal, 1 = paranoid.
 const DURABILITY: &str = "durability";
+/// Name of the number in `meta`: 0 = run, 1 = pause, 2 = stop.
+const ORDERED: &str = "ordered";
+
+/// What a job was told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordered {
+    /// To go on, or nothing.
+    Run,
+    /// To pause.
+    Pause,
+    /// To stop.
+    Stop,
+}
 
 impl Catalog {
     /// Replaces the error history, durably: `notes` oldest first, of which the last [`ERRORS_KEPT`] are kept.
@@ -59,6 +73,33 @@ impl Catalog {
             let mut meta = transaction.open_table(META)?;
             meta.insert(DURABILITY, (durability as u64).to_le_bytes().as_slice())?;
             Ok(())
+        })
+    }
+
+    /// Says what the job is told; asked when its turn comes, so that the last order is what stays.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn record_ordered(&self, last: impl Fn() -> Ordered) -> Result<()> {
+        self.database.write("record order", Commit::Durable, |transaction| {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(ORDERED, (last() as u64).to_le_bytes().as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// What the job was told last.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Io`.
+    pub fn ordered(&self) -> Result<Ordered> {
+        self.database.read("read catalog", |transaction| {
+            match get_number(&transaction.open_table(META)?, ORDERED)? {
+                None | Some(0) => Ok(Ordered::Run),
+                Some(1) => Ok(Ordered::Pause),
+                Some(2) => Ok(Ordered::Stop),
+                Some(_) => Err(corrupt(ORDERED)),
+            }
         })
     }
 

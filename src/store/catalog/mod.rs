@@ -7,7 +7,7 @@
 //! | `record` | what is recorded of an entry, and its bytes (`codec`) |
 //! | `bits` | block maps in segments of 4 KiB |
 //! | `changes` | what is said of entries, each in one transaction |
-//! | `history` | errors that are not made good, and how surely files were written |
+//! | `history` | errors that are not made good, how surely files were written, whether the job shall go on |
 //! | `tables` | the tables, kept in step with each other |
 //! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
 //! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
@@ -17,7 +17,7 @@
 //! # Schema 1
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `schema`, `source`, `created`, `durability`, `chunks`, `inos`, `files`, `bytes`, `examined`, `shape` | u64 LE; the source as text; [`SourceShape`] |
+//! | meta | `schema`, `source`, `created`, `durability`, `chunks`, `inos`, `files`, `bytes`, `examined`, `ordered`, `shape` | u64 LE; the source as text; [`SourceShape`] |
 //! | entries | path | [`EntryRecord`] |
 //! | inos | inode number | path |
 //! | blocks | (inode number, segment of 32 768 blocks) | a bit for each block, without zeros at the end; of entries that are Filling or Failed |
@@ -75,6 +75,7 @@ use trees::Trees;
 pub(super) use ballast::BALLAST_NAME;
 pub(super) use changes::{IntentEnd, Landed, Step, emptied, published, unmended};
 pub use directory::KnownDirectory;
+pub use history::Ordered;
 pub use name::{ListedName, NameRecord, SourceShape};
 pub use names::{KnownFiles, NameChange};
 pub use packed::Packed;
