@@ -4,6 +4,7 @@
 
 mod background;
 mod checksums;
+mod copy;
 mod doctor;
 pub mod exit;
 mod forget;
@@ -46,6 +47,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<mount::MountArgs>),
+    Copy(Box<copy::CopyArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
@@ -63,6 +65,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match &cli.command {
         Command::Mount(mount) if cli.background_child => return mount::run_child(mount),
         Command::Mount(mount) => return mount::run(mount, &args),
+        Command::Copy(args) => copy::run(args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),
         Command::Verify(verify) => verify::run(verify),

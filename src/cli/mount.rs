@@ -188,7 +188,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; for example 30s, 5m, 500ms"))
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     parse_size::parse_size(text).map_err(|error| format!("{error}; for example 0, 500MB, 2GiB"))
 }
 

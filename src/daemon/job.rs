@@ -64,6 +64,21 @@ impl Job {
         job
     }
 
+    /// The job of a copy without a mount, which does the work itself.
+    pub(super) fn of_copy(place: &Place) -> Arc<Self> {
+        Arc::new(Self {
+            name: name(place),
+            fill: Fill::Everything,
+            phase: ArcSwap::from_pointee(JobPhase::Scanning),
+            task: arc_swap::ArcSwapOption::empty(),
+        })
+    }
+
+    /// Where that stands.
+    pub(super) fn set_phase(&self, phase: JobPhase) {
+        self.phase.store(Arc::new(phase));
+    }
+
     /// The whole tree, and then, as long as it is mounted, what comes later.
     async fn copy_all(&self, engine: &Arc<Engine>, place: &Place) {
         let mut hydration = Hydration::new(engine);
@@ -104,7 +119,7 @@ impl Job {
     }
 
     /// The last steps: DIR itself, then what it can show.
-    async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+    pub(super) async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
         engine.finish_root().await?;
         let (destination, job) = (engine.destination(), self.name.clone());
         on_disk("write receipt", move || {

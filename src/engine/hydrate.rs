@@ -216,6 +216,29 @@ impl Engine {
         }
     }
 
+    /// Copies single entries, whose directories are there. As [`Hydration::copy_tree`].
+    ///
+    /// # Errors
+    /// `Stale` if there is no root.
+    pub async fn copy_paths(self: &Arc<Self>, paths: Vec<RelPath>) -> Result<u64> {
+        let failures = AtomicU64::new(0);
+        for path in paths {
+            let copied = self.copy_path(&path).await;
+            self.note(&path, copied, &failures);
+        }
+        Ok(failures.load(Ordering::Acquire))
+    }
+
+    async fn copy_path(self: &Arc<Self>, path: &RelPath) -> Result<()> {
+        let mut directory = self.node(ROOT_INO)?;
+        for name in path.parent().iter().flat_map(RelPath::components) {
+            directory = self.lookup(directory.ino, name).await?;
+        }
+        let node = self.lookup(directory.ino, path.name()).await?;
+        let entry = Found { name: path.name().to_owned(), kind: node.kind() };
+        self.hydrate_entry(&directory, &entry).await
+    }
+
     async fn metadata_of(&self, node: &Node) -> Result<Metadata> {
         let path = node.path();
         let asked = self.source.xattrs(&path);

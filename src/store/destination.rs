@@ -84,7 +84,7 @@ impl Default for DestinationOptions {
 #[derive(Debug, Clone)]
 pub struct Destination {
     pub(super) disk: Arc<Disk>,
-    recovery: Arc<Recovery>,
+    pub(super) recovery: Arc<Recovery>,
 }
 
 /// What all handles of one destination share.
@@ -103,6 +103,8 @@ pub(super) struct Disk {
     pub(super) receipt: HasReceipt,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
+    /// The lock of a DIR that is only looked at.
+    pub(super) viewed: Option<OwnedFd>,
 }
 
 impl Destination {
@@ -146,6 +148,7 @@ impl Destination {
             budget,
             receipt,
             salt,
+            viewed: None,
         };
         disk.look_for_receipt();
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };

@@ -15,6 +15,7 @@
 //! | [`existing`] | what lies in DIR already |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
+//! | `view` | DIR only looked at, for plans |
 //! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
@@ -43,6 +44,7 @@ pub mod space;
 pub mod special;
 mod state;
 pub mod verify;
+mod view;
 
 pub use backing::BackingFile;
 pub use catalog::Catalog;

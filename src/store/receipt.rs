@@ -86,6 +86,11 @@ impl Destination {
         sync_directory(state).map_err(failed)
     }
 
+    /// Whether a copy was complete here and nothing was published since.
+    pub fn has_receipt(&self) -> bool {
+        self.disk.receipt.0.load(Ordering::Relaxed)
+    }
+
     /// Takes the receipt away, durably: the copy is not complete any more. It is no error if there is none.
     ///
     /// # Errors

@@ -233,6 +233,23 @@ pub(super) fn take_lock(root: &Root, state: BorrowedFd<'_>) -> Result<OwnedFd> {
     }
 }
 
+/// As [`take_lock`] of a destination that is only looked at; `None` if nobody ever held it.
+pub(super) fn take_lock_to_look(
+    root: &Root,
+    state: BorrowedFd<'_>,
+) -> Result<Option<OwnedFd>> {
+    let failed = |errno| Error::io("take the lock of destination", errno).at(root.shown_as());
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+    let lock = match open_beneath(state, LOCK_NAME.as_bytes(), flags) {
+        Err(Errno::NOENT) => return Ok(None),
+        lock => lock.map_err(failed)?,
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(in_use(root, state)),
+        result => result.map(|()| Some(lock)).map_err(failed),
+    }
+}
+
 fn in_use(root: &Root, state: BorrowedFd<'_>) -> Error {
     let holder = read_small(state, LOCK_NAME).ok().flatten().unwrap_or_default();
     let holder = match holder.trim() {

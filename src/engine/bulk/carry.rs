@@ -78,7 +78,7 @@ impl<'a> Carrier<'a> {
             if self.bulk.is_over() {
                 break;
             }
-            self.bulk.wait_for_room();
+            self.bulk.wait_until_allowed();
             let carried = directory
                 .path()
                 .child(&file.name)

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::filter::Scope;
 use crate::core::path::RelPath;
 use crate::engine::bulk::Bulk;
 use crate::error::{Error, Kind, Result};
@@ -13,6 +14,7 @@ use crate::store::{Existing, Metadata, MetadataLoss, Replace};
 
 /// All that is known of one name.
 pub(super) struct Seen<'a> {
+    pub(super) scope: Scope,
     pub(super) path: &'a RelPath,
     pub(super) attributes: &'a Attributes,
     pub(super) name: Option<&'a NameRecord>,
@@ -76,7 +78,7 @@ impl Bulk {
         if seen.here.is_some_and(|here| here.kind == EntryKind::Directory) {
             return Ok(false);
         }
-        if self.settings.is_dry {
+        if self.settings.is_dry || seen.scope == Scope::Walked {
             return Ok(false); // what was in it may have been known
         }
         self.ensure_begun()?;

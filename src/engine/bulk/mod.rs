@@ -34,6 +34,7 @@ use crate::engine::bulk::land::{Landed, Publisher};
 use crate::engine::bulk::plan::{Batch, Plan};
 use crate::engine::bulk::scan::{Queue, Scanner};
 use crate::engine::stats::Counter;
+use crate::engine::switch::SwitchState;
 use crate::error::{Error, Kind, Result};
 use crate::source::local::tree::LocalTree;
 use crate::sync::{AtomicBool, Ordering};
@@ -81,6 +82,8 @@ pub struct Counts {
     pub gone: Counter,
     /// Entries that are gone at the source and stay, because somebody changed them in DIR.
     pub kept: Counter,
+    /// Entries that the filter leaves out; a directory counts once.
+    pub left_out: Counter,
 }
 
 /// Called once, before the first change to DIR.
@@ -178,7 +181,7 @@ impl Bulk {
     fn scan(&self, publisher: &mut Publisher<'_>, is_plan: bool) -> Result<Plan> {
         let (batches, carried) = channel::bounded(BATCHES);
         let (landed, lands) = channel::bounded(BATCHES);
-        let queue = Queue::new();
+        let queue = Queue::new(self.engine.settings.hydrate.filter.root());
         std::thread::scope(|scope| {
             let scanners: Vec<_> = (0..self.cores())
                 .map(|_| {
@@ -278,6 +281,10 @@ impl Bulk {
     /// Whether nothing new is to be begun.
     fn is_over(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
+            || matches!(
+                self.engine.switch().state(),
+                SwitchState::Draining | SwitchState::Stopped
+            )
     }
 
     /// Before the first change to DIR.
@@ -288,9 +295,13 @@ impl Bulk {
         }
     }
 
-    /// Waits while the destination has too little room; the beat of the daemon looks.
-    fn wait_for_room(&self) {
-        while self.engine.is_short_of_room() && !self.is_over() {
+    /// Waits while it is paused, or the destination has too little room; the beat of the daemon looks.
+    fn wait_until_allowed(&self) {
+        let is_held = || {
+            self.engine.is_short_of_room()
+                || self.engine.switch().state() == SwitchState::Paused
+        };
+        while is_held() && !self.is_over() {
             std::thread::sleep(LOOK);
         }
     }

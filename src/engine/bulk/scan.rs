@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crossbeam::channel::{self, Receiver, Sender};
 
-use crate::core::attributes::EntryKind;
+use crate::core::attributes::{Attributes, EntryKind};
+use crate::core::filter::Scope;
 use crate::core::path::RelPath;
 use crate::engine::ROOT_INO;
 use crate::engine::bulk::judge::{Decision, Seen};
@@ -30,6 +31,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 struct Job {
     path: RelPath,
     ino: u64,
+    scope: Scope,
     /// Nothing can be known of it or lie there.
     is_new: bool,
 }
@@ -46,10 +48,10 @@ pub(super) struct Queue {
 
 impl Queue {
     /// With the root in it.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(scope: Scope) -> Self {
         let (sender, receiver) = channel::unbounded();
         let queue = Self { sender, receiver, open: AtomicU64::new(0) };
-        queue.push(Job { path: RelPath::root(), ino: ROOT_INO, is_new: false });
+        queue.push(Job { path: RelPath::root(), ino: ROOT_INO, scope, is_new: false });
         queue
     }
 
@@ -181,11 +183,12 @@ impl<'a> Scanner<'a> {
         }
         let mut is_touched = true;
         match &here {
-            None if bulk.settings.is_dry => {}
+            None if bulk.settings.is_dry || job.scope == Scope::Walked => {}
             None => {
                 bulk.ensure_begun()?;
                 destination.make_directory(&job.path)?;
             }
+            Some(_) if job.scope == Scope::Walked => is_touched = false,
             // What was put into it or taken out since shows in its time.
             Some((own, _)) => {
                 let source = directory.attributes()?;
@@ -206,13 +209,14 @@ impl<'a> Scanner<'a> {
             let found = listing.entries.binary_search_by(|entry| entry.name.cmp(name));
             found.ok().map(|index| listing.entries[index].kind)
         };
+        let filter = &self.bulk.engine.settings.hydrate.filter;
+        let is_left_out = |path: &RelPath, is_directory| filter.scope(path, is_directory).is_left_out();
         for (name, record) in &looked.known.files {
             if find(name).is_none_or(|kind| kind == EntryKind::Directory) {
                 let path = job.path.child(name)?;
-                self.plan.gone.push(Gone::File(EntryRecord {
-                    path,
-                    ..record.clone()
-                }));
+                if !is_left_out(&path, false) {
+                    self.plan.gone.push(Gone::File(EntryRecord { path, ..record.clone() }));
+                }
             }
         }
         let mut below: BTreeSet<&OsString> = looked.known.below.iter().collect();
@@ -221,7 +225,7 @@ impl<'a> Scanner<'a> {
                 (EntryKind::Directory, _) => {
                     below.insert(name);
                 }
-                (_, None | Some(EntryKind::Directory)) => {
+                (_, None | Some(EntryKind::Directory)) if !is_left_out(&record.path, false) => {
                     self.plan.gone.push(Gone::Other(record.clone()));
                 }
                 _ => {}
@@ -233,18 +237,23 @@ impl<'a> Scanner<'a> {
             }
             let path = job.path.child(name)?;
             catalog.entries_below(&path, |record| {
-                if record.path != path {
+                if record.path != path && !is_left_out(&record.path, false) {
                     self.plan.gone.push(Gone::File(record));
                 }
                 Ok(())
             })?;
             for record in catalog.others_below(&path)? {
+                if is_left_out(&record.path, record.kind == EntryKind::Directory) {
+                    continue;
+                }
                 self.plan.gone.push(match record.kind {
                     EntryKind::Directory => Gone::Directory(record.path),
                     _ => Gone::Other(record),
                 });
             }
-            self.plan.gone.push(Gone::Directory(path));
+            if !is_left_out(&path, true) {
+                self.plan.gone.push(Gone::Directory(path));
+            }
         }
         for (name, _) in &looked.known.names {
             if find(name).is_none() {
@@ -274,7 +283,22 @@ impl<'a> Scanner<'a> {
                 return Ok(());
             }
         };
+        let filter = &self.bulk.engine.settings.hydrate.filter;
+        let is_directory = attributes.kind == EntryKind::Directory;
+        let scope = filter.below(job.scope, &path, is_directory);
+        if scope.is_left_out() {
+            self.bulk.counts.left_out.increment();
+            let ino = name.as_ref().map_or_else(|| self.bulk.engine.tree.inos.next(), |n| n.ino);
+            if name.is_none() {
+                looked.put(entry.name, NameRecord::listed(ino, attributes.kind, 0), &attributes);
+            }
+            return Ok(());
+        }
+        if job.scope == Scope::Walked && scope == Scope::Copied {
+            self.make_way(&job.path)?;
+        }
         let seen = Seen {
+            scope,
             path: &path,
             attributes: &attributes,
             name: name.as_ref(),
@@ -290,21 +314,14 @@ impl<'a> Scanner<'a> {
                 self.plan.finish.insert(path.clone());
             }
             let position = name.map_or(0, |name| name.position);
-            let position = if position > 0 { position } else { looked.take_position() };
-            looked.names.push(NameChange::Put {
-                parent: job.ino,
-                name: entry.name.clone(),
-                record: NameRecord {
-                    target: judged.target.clone(),
-                    attributes: Some(Packed::new(&attributes)),
-                    ..NameRecord::listed(judged.ino, attributes.kind, position)
-                },
-            });
+            let target = judged.target.clone();
+            let record = NameRecord::listed(judged.ino, attributes.kind, position);
+            looked.put(entry.name.clone(), NameRecord { target, ..record }, &attributes);
         }
         match judged.decision {
             Decision::Enter { is_new } => {
                 looked.is_touched |= is_new;
-                self.queue.push(Job { path, ino: judged.ino, is_new });
+                self.queue.push(Job { path, ino: judged.ino, scope, is_new });
             }
             Decision::Nothing => {}
             Decision::Link { first, replace } => {
@@ -323,6 +340,22 @@ impl<'a> Scanner<'a> {
             }
             Decision::Said(other) => {
                 send(&self.landed, Landed::other(other));
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories that are there only for what is below them are made when that is found.
+    fn make_way(&mut self, path: &RelPath) -> Result<()> {
+        let mut missing = vec![path.clone()];
+        while let Some(parent) = missing.last().and_then(RelPath::parent) {
+            missing.push(parent);
+        }
+        for path in missing.into_iter().rev().filter(|path| !path.is_root()) {
+            self.plan.finish.insert(path.clone());
+            if !self.bulk.settings.is_dry {
+                self.bulk.ensure_begun()?;
+                self.bulk.engine.destination.make_directory(&path)?;
             }
         }
         Ok(())
@@ -356,6 +389,14 @@ impl<'a> Scanner<'a> {
 }
 
 impl Looked {
+    fn put(&mut self, name: OsString, mut record: NameRecord, attributes: &Attributes) {
+        if record.position == 0 {
+            record.position = self.take_position();
+        }
+        record.attributes = Some(Packed::new(attributes));
+        self.names.push(NameChange::Put { parent: self.ino, name, record });
+    }
+
     fn take_position(&mut self) -> u64 {
         self.next_position += 1;
         self.next_position - 1
