@@ -104,7 +104,7 @@ pub(super) struct Disk {
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
     /// The lock of a DIR that is only looked at.
-    pub(super) viewed: Option<OwnedFd>,
+    pub(super) _viewed: Option<OwnedFd>,
 }
 
 impl Destination {
@@ -148,7 +148,7 @@ impl Destination {
             budget,
             receipt,
             salt,
-            viewed: None,
+            _viewed: None,
         };
         disk.look_for_receipt();
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };

@@ -64,7 +64,7 @@ impl Destination {
             budget: None,
             receipt: HasReceipt::default(),
             salt: probe::random(),
-            viewed: lock,
+            _viewed: lock,
         };
         Ok(Self { disk: Arc::new(disk), recovery: Arc::new(Recovery::default()) })
     }
