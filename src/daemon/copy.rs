@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
+
 use crate::control::status::JobPhase;
+use crate::core::attributes::EntryKind;
 use crate::daemon::job::Job;
 use crate::daemon::readiness::Readiness;
 use crate::daemon::reach::{self, Reached, Way};
@@ -16,7 +19,7 @@ use crate::daemon::{Outcome, PATIENCE, SAVE_DEADLINE};
 use crate::engine::bulk::{Bulk, BulkSettings, Counts, Ended};
 use crate::engine::hydrate::Hydration;
 use crate::engine::settings::{EngineSettings, OnChange};
-use crate::engine::{Engine, on_disk};
+use crate::engine::{Engine, ROOT_INO, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::store::Destination;
 use crate::sync::{AtomicBool, Ordering};
@@ -256,16 +259,25 @@ impl Copy {
             write_marker(&self.destination, &self.place, &self.settings)?;
             let engine = Arc::clone(&self.engine);
             let working = tokio::spawn(async move { engine.copy_paths(left).await });
-            self.until(working, signals, &stop).await?;
+            let copied = self.until(working, signals, &stop).await;
+            if !stop.load(Ordering::Relaxed) {
+                copied?;
+            }
         }
         Ok((counts, is_stopped || stop.load(Ordering::Relaxed), is_changed))
     }
 
     /// File by file, as in a mount.
     async fn run_remote(&self, signals: &mut Signals) -> Result<(Arc<Counts>, bool, bool)> {
+        if self.settings.delete.is_some() {
+            return Err(Error::new(Kind::NotSupported, "delete in destination")
+                .because("--delete is built for directories of this machine only"));
+        }
         if self.settings.is_dry {
-            return Err(Error::new(Kind::NotSupported, "plan a copy")
-                .because("--dry-run of a remote source is not built yet"));
+            let engine = Arc::clone(&self.engine);
+            let stop = AtomicBool::new(false);
+            let planning = tokio::spawn(async move { plan_remote(&engine).await });
+            return Ok((Arc::new(self.until(planning, signals, &stop).await?), false, false));
         }
         write_marker(&self.destination, &self.place, &self.settings)?;
         let engine = Arc::clone(&self.engine);
@@ -274,7 +286,9 @@ impl Copy {
         let copied = self.until(working, signals, &stop).await;
         let is_stopped = stop.load(Ordering::Relaxed);
         let counts = Counts::default();
-        counts.copied.add(self.engine.stats().files_published());
+        let stats = self.engine.stats();
+        counts.unchanged.add(stats.files_restored.get());
+        counts.copied.add(stats.files_published().saturating_sub(stats.files_restored.get()));
         counts.copied_bytes.add(self.engine.stats().bytes_fetched.get());
         if !is_stopped {
             copied?;
@@ -341,6 +355,42 @@ impl Copy {
             errors: errors.into_iter().map(|note| (note.path.to_string(), note.message)).collect(),
         }
     }
+}
+
+/// What a copy of a remote source would fetch: everything is listed and looked at.
+async fn plan_remote(engine: &Arc<Engine>) -> Result<Counts> {
+    let counts = Counts::default();
+    let at_once = engine.source().traits().connections.max(1);
+    let mut directories = vec![ROOT_INO];
+    while let Some(directory) = directories.pop() {
+        counts.directories.increment();
+        let listing = engine.list(directory).await?;
+        let names: Vec<_> = listing.after(0).map(|entry| entry.name.to_owned()).collect();
+        let looked = stream::iter(names).map(|name| async move {
+            engine.lookup(directory, &name).await
+        });
+        let found: Vec<_> = looked.buffer_unordered(at_once).collect().await;
+        for node in found {
+            let node = match node {
+                Ok(node) => node,
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let attributes = node.attributes();
+            match attributes.kind {
+                EntryKind::Directory => directories.push(node.ino),
+                EntryKind::File if engine.is_published(&node.path(), &attributes)? => {
+                    counts.unchanged.increment();
+                }
+                EntryKind::File => {
+                    counts.copied.increment();
+                    counts.copied_bytes.add(attributes.size);
+                }
+                _ => counts.specials.increment(),
+            }
+        }
+    }
+    Ok(counts)
 }
 
 async fn beat(engine: Arc<Engine>) {

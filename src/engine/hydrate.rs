@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::task::JoinSet;
 
 use crate::core::attributes::EntryKind;
@@ -28,6 +29,9 @@ const TRIES: u32 = 3;
 
 /// Pause before a file is begun again; longer each time.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Single entries that are copied at once.
+const PATHS_AT_ONCE: usize = 64;
 
 /// Whether a file that failed is worth another try within one run.
 fn may_go_better(error: &Error) -> bool {
@@ -222,10 +226,13 @@ impl Engine {
     /// `Stale` if there is no root.
     pub async fn copy_paths(self: &Arc<Self>, paths: Vec<RelPath>) -> Result<u64> {
         let failures = AtomicU64::new(0);
-        for path in paths {
+        let at_once = self.settings.hydrate.max_jobs.unwrap_or(PATHS_AT_ONCE);
+        let failed = &failures;
+        let copied = stream::iter(paths).map(|path| async move {
             let copied = self.copy_path(&path).await;
-            self.note(&path, copied, &failures);
-        }
+            self.note(&path, copied, failed);
+        });
+        copied.buffer_unordered(at_once).collect::<()>().await;
         Ok(failures.load(Ordering::Acquire))
     }
 

@@ -53,6 +53,8 @@ pub struct Stats {
     pub carried: Counter,
     /// As above.
     pub carried_bytes: Counter,
+    /// Files that an earlier life published, found as they were.
+    pub files_restored: Counter,
     /// Groups of small files that were published together.
     pub groups_published: Counter,
     /// Files that changed at the source.

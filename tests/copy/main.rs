@@ -71,7 +71,7 @@ impl Env {
             .env("LAZYCOPY_RUNTIME_DIR", self.path("run"))
             .env("XDG_STATE_HOME", self.path("state"))
             .env("XDG_CACHE_HOME", self.path("cache"))
-            .env("TMPDIR", "/tmp")
+            .env("LAZYCOPY_RESERVE", "16MiB")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -91,6 +91,8 @@ impl<'a> Carrier<'a> {
                     self.bulk.engine.room.ran_out(&error);
                     again.push(file);
                 }
+                // It was cut short, which is no fault of the file.
+                Ok((Err(_), _)) if self.bulk.is_over() => {}
                 Ok((Err(error), path)) => self.bulk.failed(&path, &error),
                 Err(error) => self.bulk.failed(directory.path(), &error),
             }
@@ -196,8 +198,11 @@ impl<'a> Carrier<'a> {
             let len = usize::try_from(piece.len()).unwrap_or(BUFFER);
             if is_hole {
                 self.given[..len].fill(0);
-            } else if file.read_at(offset, &mut self.given[..len])? < len {
-                return Ok(None);
+            } else {
+                self.bulk.pace(piece.len());
+                if file.read_at(offset, &mut self.given[..len])? < len {
+                    return Ok(None);
+                }
             }
             self.bulk.engine.stats.bytes_fetched.add(if is_hole { 0 } else { piece.len() });
             if !is_hole && !is_clone {

@@ -9,7 +9,7 @@ use crate::engine::bulk::Bulk;
 use crate::engine::bulk::plan::Batch;
 use crate::error::{Kind, Result};
 use crate::store::bulk::{Content, Outcome, Ready, Said, Steps, What};
-use crate::store::catalog::{KnownFiles, NameChange, OtherRecord, ProofClass};
+use crate::store::catalog::{NameChange, OtherRecord, ProofClass};
 
 /// Files and bytes of one step.
 const STEP_FILES: usize = 4096;
@@ -46,7 +46,6 @@ pub(super) struct Publisher<'a> {
     said: Said,
     bytes: u64,
     since: Option<Instant>,
-    known: Option<KnownFiles>,
     again: Vec<Batch>,
     left: Vec<RelPath>,
 }
@@ -59,7 +58,6 @@ impl<'a> Publisher<'a> {
             said: Said::default(),
             bytes: 0,
             since: None,
-            known: None,
             again: Vec::new(),
             left: Vec::new(),
         }
@@ -121,9 +119,6 @@ impl<'a> Publisher<'a> {
         while self.steps.is_open() {
             self.step()?;
         }
-        if let Some(known) = self.known.take() {
-            self.bulk.engine.count_known(known);
-        }
         Ok(())
     }
 
@@ -131,7 +126,7 @@ impl<'a> Publisher<'a> {
         let said = std::mem::take(&mut self.said);
         (self.bytes, self.since) = (0, None);
         let (outcomes, known) = self.steps.step(said)?;
-        self.known = Some(known);
+        self.bulk.engine.count_known(known);
         outcomes.into_iter().for_each(|outcome| self.note(outcome));
         if self.steps.is_open() {
             // What was renamed is called published soon, also when nothing more comes.

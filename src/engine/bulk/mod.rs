@@ -37,7 +37,7 @@ use crate::engine::stats::Counter;
 use crate::engine::switch::SwitchState;
 use crate::error::{Error, Kind, Result};
 use crate::source::local::tree::LocalTree;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Batches of files that wait for a carrier.
 const BATCHES: usize = 256;
@@ -103,6 +103,8 @@ pub struct Bulk {
     links: Table<(u64, u64), (RelPath, u64)>,
     /// Cloning extents does not work between these two. Relaxed: found out again.
     cannot_clone: AtomicBool,
+    /// Until when what was read is paid for, in ns since the engine's start. Relaxed: a number among others.
+    paid_ns: AtomicU64,
     /// Something could not be listed: what is missing is not known to be gone.
     is_blind: AtomicBool,
 }
@@ -135,6 +137,7 @@ impl Bulk {
             is_stopped: Arc::default(),
             links: Table::default(),
             cannot_clone: AtomicBool::new(false),
+            paid_ns: AtomicU64::new(0),
             is_blind: AtomicBool::new(false),
         })
     }
@@ -303,6 +306,20 @@ impl Bulk {
         };
         while is_held() && !self.is_over() {
             std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until `bytes` more may come, where the rate is limited.
+    fn pace(&self, bytes: u64) {
+        let Some(rate) = self.engine.limits().rate() else { return };
+        let started = self.engine.started;
+        let now_ns = || u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let cost_ns = bytes.saturating_mul(1_000_000_000) / rate.max(1);
+        let pay = |paid: u64| Some(paid.max(now_ns()).saturating_add(cost_ns));
+        let before = self.paid_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay);
+        let due = before.unwrap_or(0);
+        while now_ns() < due && !self.is_over() {
+            std::thread::sleep(LOOK.min(Duration::from_nanos(due.saturating_sub(now_ns()))));
         }
     }
 

@@ -152,10 +152,12 @@ impl<'a> Scanner<'a> {
         let here = std::mem::take(&mut looked.here);
         for (index, entry) in listing.entries.into_iter().enumerate() {
             let here = here.get(index).copied().flatten();
-            if let Err(error) = self.entry(job, &mut looked, &mut recorded, entry, here, &mut files) {
+            let path = job.path.child(&entry.name)?;
+            let done = self.entry(job, &path, &mut looked, &mut recorded, entry, here, &mut files);
+            if let Err(error) = done {
                 looked.is_touched = true;
                 self.bulk.is_blind.store(true, Ordering::Relaxed);
-                self.bulk.failed(&job.path, &error);
+                self.bulk.failed(&path, &error);
             }
             if is_full(&files) {
                 self.send_batch(&looked, &mut files);
@@ -267,25 +269,25 @@ impl<'a> Scanner<'a> {
     fn entry(
         &mut self,
         job: &Job,
+        path: &RelPath,
         looked: &mut Looked,
         recorded: &mut Recorded,
         entry: LocalEntry,
         here: Option<Existing>,
         files: &mut Vec<FileJob>,
     ) -> Result<()> {
-        let path = job.path.child(&entry.name)?;
         let name = recorded.names.remove(&entry.name);
         let (attributes, origin) = match entry.found {
             Ok(found) => found,
             // It is there, so nothing of it is gone.
             Err(error) => {
-                self.bulk.failed(&path, &error);
+                self.bulk.failed(path, &error);
                 return Ok(());
             }
         };
         let filter = &self.bulk.engine.settings.hydrate.filter;
         let is_directory = attributes.kind == EntryKind::Directory;
-        let scope = filter.below(job.scope, &path, is_directory);
+        let scope = filter.below(job.scope, path, is_directory);
         if scope.is_left_out() {
             self.bulk.counts.left_out.increment();
             let ino = name.as_ref().map_or_else(|| self.bulk.engine.tree.inos.next(), |n| n.ino);
@@ -299,7 +301,7 @@ impl<'a> Scanner<'a> {
         }
         let seen = Seen {
             scope,
-            path: &path,
+            path,
             attributes: &attributes,
             name: name.as_ref(),
             file: recorded.files.remove(&entry.name),
@@ -321,12 +323,12 @@ impl<'a> Scanner<'a> {
         match judged.decision {
             Decision::Enter { is_new } => {
                 looked.is_touched |= is_new;
-                self.queue.push(Job { path, ino: judged.ino, scope, is_new });
+                self.queue.push(Job { path: path.clone(), ino: judged.ino, scope, is_new });
             }
             Decision::Nothing => {}
             Decision::Link { first, replace } => {
                 looked.is_touched = true;
-                self.plan.links.push(LinkJob { first, path, replace });
+                self.plan.links.push(LinkJob { first, path: path.clone(), replace });
             }
             Decision::Carry { replace, is_new } => {
                 looked.is_touched = true;
@@ -336,7 +338,7 @@ impl<'a> Scanner<'a> {
             }
             Decision::Leave => {
                 looked.is_touched = true;
-                self.plan.left.push(path);
+                self.plan.left.push(path.clone());
             }
             Decision::Said(other) => {
                 send(&self.landed, Landed::other(other));
