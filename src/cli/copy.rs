@@ -171,11 +171,8 @@ fn say_text(summary: &Summary, exit: Exit) {
     for (path, message) in &s.errors {
         complain(&format!("{path}: {message}"));
     }
-    let mut parts = vec![format!(
-        "{} files, {}",
-        text::count(s.copied),
-        text::bytes(s.copied_bytes)
-    )];
+    let mut parts =
+        vec![format!("{} files, {}", text::count(s.copied), text::bytes(s.copied_bytes))];
     let mut also = |number: u64, what: &str| {
         if number > 0 {
             parts.push(format!("{} {what}", text::count(number)));

@@ -9,8 +9,8 @@ use futures_util::{StreamExt, stream};
 use crate::control::status::JobPhase;
 use crate::core::attributes::EntryKind;
 use crate::daemon::job::Job;
-use crate::daemon::readiness::Readiness;
 use crate::daemon::reach::{self, Reached, Way};
+use crate::daemon::readiness::Readiness;
 use crate::daemon::report::{self, Reporter};
 use crate::daemon::settings::{CopySettings, Existing};
 use crate::daemon::signals::{Order, Signals};
@@ -366,9 +366,8 @@ async fn plan_remote(engine: &Arc<Engine>) -> Result<Counts> {
         counts.directories.increment();
         let listing = engine.list(directory).await?;
         let names: Vec<_> = listing.after(0).map(|entry| entry.name.to_owned()).collect();
-        let looked = stream::iter(names).map(|name| async move {
-            engine.lookup(directory, &name).await
-        });
+        let looked =
+            stream::iter(names).map(|name| async move { engine.lookup(directory, &name).await });
         let found: Vec<_> = looked.buffer_unordered(at_once).collect().await;
         for node in found {
             let node = match node {

@@ -137,7 +137,8 @@ pub(super) fn forget_others(
         Err(errno) => return Err(errno),
     }
     let is_ours = |name: &[u8]| {
-        name.starts_with(b"user.") || [ACL_ACCESS, ACL_DEFAULT].iter().any(|acl| name == acl.as_bytes())
+        name.starts_with(b"user.")
+            || [ACL_ACCESS, ACL_DEFAULT].iter().any(|acl| name == acl.as_bytes())
     };
     for name in names.split(|byte| *byte == 0).filter(|name| is_ours(name)) {
         if wanted.iter().all(|(wanted, _)| wanted.as_encoded_bytes() != name) {

@@ -234,10 +234,7 @@ pub(super) fn take_lock(root: &Root, state: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// As [`take_lock`] of a destination that is only looked at; `None` if nobody ever held it.
-pub(super) fn take_lock_to_look(
-    root: &Root,
-    state: BorrowedFd<'_>,
-) -> Result<Option<OwnedFd>> {
+pub(super) fn take_lock_to_look(root: &Root, state: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     let failed = |errno| Error::io("take the lock of destination", errno).at(root.shown_as());
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
     let lock = match open_beneath(state, LOCK_NAME.as_bytes(), flags) {

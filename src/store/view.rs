@@ -49,7 +49,9 @@ impl Destination {
                 Err(errno) => return Err(failed(errno)),
             },
             // Made when there is something to copy.
-            Err(Errno::NOENT) => (open(&scratch.join(STATE_NAME).join("parts")).map_err(failed)?, None),
+            Err(Errno::NOENT) => {
+                (open(&scratch.join(STATE_NAME).join("parts")).map_err(failed)?, None)
+            }
             Err(errno) => return Err(failed(errno)),
         };
         let catalog = Catalog::open(state.fd(), state.trees(), &scratch.join(STATE_NAME))?;

@@ -85,7 +85,12 @@ fn a_kill_anywhere_loses_nothing_and_the_same_command_goes_on() {
         let source = looks(&env.source());
         for (path, found) in looks(&env.dir()) {
             if found.is_file() {
-                assert!(source.get(&path).is_some_and(|wanted| wanted.same_bytes(&found)) || path.starts_with("LAZYCOPY-INCOMPLETE.txt"), "{}", path.display());
+                assert!(
+                    source.get(&path).is_some_and(|wanted| wanted.same_bytes(&found))
+                        || path.starts_with("LAZYCOPY-INCOMPLETE.txt"),
+                    "{}",
+                    path.display()
+                );
             }
         }
     }

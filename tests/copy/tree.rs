@@ -163,7 +163,8 @@ pub(crate) fn make_mixed(root: &Path) {
     sparse.set_len(64 << 20).unwrap();
     set_xattr(&root.join("a/file 5"), "user.note", b"kept");
     set_xattr(&root.join("empty"), "user.note", b"of a directory");
-    for (name, mode) in [("a/file 7", 0o600), ("a/b", 0o751), ("a/file 8", 0o444), ("empty", 0o700)] {
+    for (name, mode) in [("a/file 7", 0o600), ("a/b", 0o751), ("a/file 8", 0o444), ("empty", 0o700)]
+    {
         set_mode(&root.join(name), mode);
     }
     for name in ["a/file 9", "a/b/c", "deep"] {

@@ -183,7 +183,8 @@ impl<'a> Carrier<'a> {
         if is_sparse && !is_clone {
             part.set_size(size).map_err(Error::of_destination)?;
         }
-        let mut blocks = Vec::with_capacity(usize::try_from(size.div_ceil(BLOCK_SIZE)).unwrap_or(0));
+        let mut blocks =
+            Vec::with_capacity(usize::try_from(size.div_ceil(BLOCK_SIZE)).unwrap_or(0));
         let mut data = Some(ByteRange::new(0, if is_sparse { 0 } else { size }));
         let mut offset = 0;
         while offset < size {
@@ -228,7 +229,8 @@ impl<'a> Carrier<'a> {
         const PAGE: usize = 4096;
         let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
         let mut at = 0;
-        for run in given.chunks(PAGE).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        for run in given.chunks(PAGE).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b))
+        {
             let bytes: usize = run.iter().map(|page| page.len()).sum();
             if !is_zero(run[0]) {
                 part.write_at(offset + at as u64, &given[at..at + bytes])

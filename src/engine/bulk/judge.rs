@@ -115,9 +115,8 @@ impl Bulk {
     fn judge_file(&self, mut seen: Seen<'_>) -> Result<Judged> {
         let attributes = seen.attributes;
         let file = seen.file.take();
-        let recorded = file
-            .as_ref()
-            .filter(|record| record.version.fingerprint == attributes.fingerprint);
+        let recorded =
+            file.as_ref().filter(|record| record.version.fingerprint == attributes.fingerprint);
         if let (Some(record), Some(here)) = (recorded, &seen.here)
             && let EntryPhase::Published(placed) = record.phase
             && is_placed(here, placed)
@@ -153,7 +152,8 @@ impl Bulk {
                 return Ok(Judged { ino, decision: Decision::Leave, target: None });
             }
         };
-        if file.as_ref().is_some_and(|record| record.version.fingerprint != attributes.fingerprint) {
+        if file.as_ref().is_some_and(|record| record.version.fingerprint != attributes.fingerprint)
+        {
             self.engine.stats.files_changed.increment();
         }
         let is_new = file.is_none() && seen.here.is_none() && attributes.identity.is_none();
@@ -180,7 +180,8 @@ impl Bulk {
             && record.version.fingerprint == seen.attributes.fingerprint
         {
             // Unless that name is gone meanwhile.
-            let is_there = self.tree.open_directory(&record.path.parent().unwrap_or_else(RelPath::root));
+            let is_there =
+                self.tree.open_directory(&record.path.parent().unwrap_or_else(RelPath::root));
             let first = is_there.ok().flatten().and_then(|d| d.look_at(record.path.name()).ok());
             if first.is_some_and(|(first, _)| first.identity == Some(identity)) {
                 self.links.get_or_insert(identity, (record.path, name.ino));
@@ -213,7 +214,8 @@ impl Bulk {
             return Ok(judged(Decision::Link { first, replace: Replace::Never }));
         };
         let is_said = seen.other.as_ref().is_some_and(|o| o.link_of.as_ref() == Some(&first));
-        let is_link = self.engine.destination.existing(&first)?.map(|e| e.identity) == Some(here.identity);
+        let is_link =
+            self.engine.destination.existing(&first)?.map(|e| e.identity) == Some(here.identity);
         let is_ours = is_said || self.is_ours(seen, file, here)?;
         Ok(judged(match (is_link, is_said) {
             (true, true) => Decision::Nothing,
@@ -231,7 +233,12 @@ impl Bulk {
     }
 
     /// Whether what has the name in DIR is something that this copy put there, as far as that can be told.
-    fn is_ours(&self, seen: &Seen<'_>, file: Option<&EntryRecord>, here: &Existing) -> Result<bool> {
+    fn is_ours(
+        &self,
+        seen: &Seen<'_>,
+        file: Option<&EntryRecord>,
+        here: &Existing,
+    ) -> Result<bool> {
         if let Some(placed) = file.and_then(EntryRecord::placed) {
             return Ok(is_placed(here, placed));
         }
@@ -302,11 +309,7 @@ impl Bulk {
         self.renew(seen.path, &metadata).map(drop)
     }
 
-    fn renew(
-        &self,
-        path: &RelPath,
-        metadata: &Metadata,
-    ) -> Result<Vec<MetadataLoss>> {
+    fn renew(&self, path: &RelPath, metadata: &Metadata) -> Result<Vec<MetadataLoss>> {
         self.counts.renewed.increment();
         if self.settings.is_dry {
             return Ok(Vec::new());

@@ -55,11 +55,7 @@ impl Bulk {
     }
 
     /// Files that have another name at the source get it in DIR too; no byte travels.
-    pub(super) fn move_files(
-        &self,
-        publisher: &mut Publisher<'_>,
-        plan: &mut Plan,
-    ) -> Result<()> {
+    pub(super) fn move_files(&self, publisher: &mut Publisher<'_>, plan: &mut Plan) -> Result<()> {
         let moves = std::mem::take(&mut plan.moves);
         if moves.is_empty() {
             return Ok(());
@@ -91,12 +87,7 @@ impl Bulk {
         publisher.finish()
     }
 
-    fn renew_moved(
-        &self,
-        from: &RelPath,
-        path: &RelPath,
-        attributes: &Attributes,
-    ) -> Result<()> {
+    fn renew_moved(&self, from: &RelPath, path: &RelPath, attributes: &Attributes) -> Result<()> {
         let parent = path.parent().unwrap_or_else(RelPath::root);
         let Some(directory) = self.tree.open_directory(&parent)? else { return Ok(()) };
         let xattrs = directory.xattrs_of(path.name())?;
@@ -135,7 +126,9 @@ impl Bulk {
             let Ok(path) = path.child(&file.name) else { continue };
             match directory.look_at(&file.name) {
                 Err(error) => self.failed(&path, &error),
-                Ok((attributes, _)) if attributes.kind != file.attributes.kind || tries >= TRIES => {
+                Ok((attributes, _))
+                    if attributes.kind != file.attributes.kind || tries >= TRIES =>
+                {
                     plan.left.push(path);
                 }
                 Ok((attributes, origin)) => {

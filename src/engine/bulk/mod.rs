@@ -188,7 +188,8 @@ impl Bulk {
         std::thread::scope(|scope| {
             let scanners: Vec<_> = (0..self.cores())
                 .map(|_| {
-                    let scanner = Scanner::new(self, &queue, batches.clone(), landed.clone(), is_plan);
+                    let scanner =
+                        Scanner::new(self, &queue, batches.clone(), landed.clone(), is_plan);
                     scope.spawn(move || scanner.run())
                 })
                 .collect();
@@ -284,16 +285,15 @@ impl Bulk {
     /// Whether nothing new is to be begun.
     fn is_over(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
-            || matches!(
-                self.engine.switch().state(),
-                SwitchState::Draining | SwitchState::Stopped
-            )
+            || matches!(self.engine.switch().state(), SwitchState::Draining | SwitchState::Stopped)
     }
 
     /// Before the first change to DIR.
     fn ensure_begun(&self) -> Result<()> {
         match self.settings.is_dry {
-            true => Err(Error::new(Kind::ReadOnly, "change destination").because("this is a dry run")),
+            true => {
+                Err(Error::new(Kind::ReadOnly, "change destination").because("this is a dry run"))
+            }
             false => self.begun.get_or_init(|| (self.begin)()).clone(),
         }
     }
@@ -301,8 +301,7 @@ impl Bulk {
     /// Waits while it is paused, or the destination has too little room; the beat of the daemon looks.
     fn wait_until_allowed(&self) {
         let is_held = || {
-            self.engine.is_short_of_room()
-                || self.engine.switch().state() == SwitchState::Paused
+            self.engine.is_short_of_room() || self.engine.switch().state() == SwitchState::Paused
         };
         while is_held() && !self.is_over() {
             std::thread::sleep(LOOK);

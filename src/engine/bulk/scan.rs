@@ -212,7 +212,8 @@ impl<'a> Scanner<'a> {
             found.ok().map(|index| listing.entries[index].kind)
         };
         let filter = &self.bulk.engine.settings.hydrate.filter;
-        let is_left_out = |path: &RelPath, is_directory| filter.scope(path, is_directory).is_left_out();
+        let is_left_out =
+            |path: &RelPath, is_directory| filter.scope(path, is_directory).is_left_out();
         for (name, record) in &looked.known.files {
             if find(name).is_none_or(|kind| kind == EntryKind::Directory) {
                 let path = job.path.child(name)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Dir, SeekFrom, flistxattr, fgetxattr, readlinkat, seek};
+use rustix::fs::{Dir, SeekFrom, fgetxattr, flistxattr, readlinkat, seek};
 use rustix::io::{Errno, pread, retry_on_intr};
 
 use super::attributes::of_file_type;
@@ -113,7 +113,8 @@ impl LocalDirectory {
         // In the order of the catalog; and inodes that were made together mostly lie together.
         listing.entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         for entry in &mut listing.entries {
-            entry.found = stat_entry(self.fd.as_fd(), &entry.name).map_err(|e| self.at(e, &entry.name));
+            entry.found =
+                stat_entry(self.fd.as_fd(), &entry.name).map_err(|e| self.at(e, &entry.name));
         }
         let is_gone =
             |entry: &LocalEntry| matches!(&entry.found, Err(e) if e.kind() == Kind::NotFound);

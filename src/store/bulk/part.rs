@@ -120,7 +120,9 @@ impl WholePart {
             let written = retry_on_intr(|| rustix::io::pwrite(&self.fd, bytes, offset))
                 .map_err(|errno| self.error("write to part in", errno))?;
             if written == 0 {
-                return Err(self.error("write to part in", Errno::IO).because("nothing was written"));
+                return Err(self
+                    .error("write to part in", Errno::IO)
+                    .because("nothing was written"));
             }
             offset += u64::try_from(written).unwrap_or(0);
             bytes = &bytes[written..];

@@ -14,8 +14,8 @@ use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::{
-    EntryPhase, EntryRecord, IntentEnd, KnownFiles, NameChange, OtherRecord, Part, ProofClass, Step,
-    Version,
+    EntryPhase, EntryRecord, IntentEnd, KnownFiles, NameChange, OtherRecord, Part, ProofClass,
+    Step, Version,
 };
 use crate::store::destination::Disk;
 use crate::store::publish::Replace;
@@ -183,10 +183,7 @@ impl Steps {
                 }
                 Some(EntryRecord {
                     phase: EntryPhase::Verified(part.placed),
-                    part: Some(Part {
-                        name: part.scratch.name.clone(),
-                        inode: part.placed.inode,
-                    }),
+                    part: Some(Part { name: part.scratch.name.clone(), inode: part.placed.inode }),
                     digest: Some(hash.root),
                     proof: Some(ProofClass::Transfer),
                     losses: part.losses.clone(),
@@ -312,8 +309,9 @@ impl Disk {
         let failed = |errno| self.root.error("move file to", path, errno);
         let old = record.path.name();
         let EntryPhase::Published(placed) = record.phase else { return Err(failed(Errno::INVAL)) };
-        let handle = open_beneath(from.as_fd(), old.as_encoded_bytes(), OFlags::PATH | OFlags::NOFOLLOW)
-            .map_err(failed)?;
+        let handle =
+            open_beneath(from.as_fd(), old.as_encoded_bytes(), OFlags::PATH | OFlags::NOFOLLOW)
+                .map_err(failed)?;
         let stat = rustix::fs::fstat(&handle).map_err(failed)?;
         if Final::File(placed_of(&stat)) != Final::File(placed) {
             return Err(failed(Errno::STALE).because("it was changed since it was copied"));
@@ -366,7 +364,9 @@ impl Ready {
     fn succeeded(mut self) -> Outcome {
         let what = self.what();
         let losses = match &mut self.content {
-            Content::File { part, .. } | Content::Special(part, _) => std::mem::take(&mut part.losses),
+            Content::File { part, .. } | Content::Special(part, _) => {
+                std::mem::take(&mut part.losses)
+            }
             Content::Moved { .. } => Vec::new(),
         };
         Outcome { path: self.path, what, result: Ok(losses) }

@@ -52,7 +52,8 @@ impl Destination {
                         .because("something that is no directory has this name"),
                     _ => error,
                 })?;
-                make_writable(&made).map_err(|errno| disk.root.error("use directory", path, errno))?;
+                make_writable(&made)
+                    .map_err(|errno| disk.root.error("use directory", path, errno))?;
                 Ok(false)
             }
             Err(errno) => Err(disk.root.error("make directory", path, errno)),
@@ -142,7 +143,10 @@ impl Destination {
         let disk = &self.disk;
         disk.check_path(path)?;
         let failed = |errno| disk.root.error("delete", path, errno);
-        let parent = match disk.root.open(&path.parent().unwrap_or_else(RelPath::root), OFlags::RDONLY | OFlags::DIRECTORY) {
+        let parent = match disk
+            .root
+            .open(&path.parent().unwrap_or_else(RelPath::root), OFlags::RDONLY | OFlags::DIRECTORY)
+        {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Removed::Gone),
             parent => parent.map_err(failed)?,
         };
@@ -155,7 +159,11 @@ impl Destination {
             rustix::fs::unlinkat(parts, scratch.as_str(), AtFlags::empty()).map_err(failed)?;
             return Ok(Removed::Gone);
         }
-        let flags = if disk.abilities.rename_no_replace { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        let flags = if disk.abilities.rename_no_replace {
+            RenameFlags::NOREPLACE
+        } else {
+            RenameFlags::empty()
+        };
         rustix::fs::renameat_with(parts, scratch.as_str(), &parent, path.name(), flags)
             .map_err(failed)?;
         Ok(Removed::Changed)
@@ -169,7 +177,10 @@ impl Destination {
         let disk = &self.disk;
         disk.check_path(path)?;
         let failed = |errno| disk.root.error("delete directory", path, errno);
-        let parent = match disk.root.open(&path.parent().unwrap_or_else(RelPath::root), OFlags::RDONLY | OFlags::DIRECTORY) {
+        let parent = match disk
+            .root
+            .open(&path.parent().unwrap_or_else(RelPath::root), OFlags::RDONLY | OFlags::DIRECTORY)
+        {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Removed::Gone),
             parent => parent.map_err(failed)?,
         };

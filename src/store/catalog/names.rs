@@ -273,7 +273,9 @@ impl<'t> Names<'t> {
 
     pub(super) fn apply(&mut self, change: &NameChange) -> Result<(), Failure> {
         match change {
-            NameChange::Put { parent, name, record } => self.put((*parent, name.as_bytes()), record),
+            NameChange::Put { parent, name, record } => {
+                self.put((*parent, name.as_bytes()), record)
+            }
             NameChange::Remove { parent, name } => self.remove((*parent, name.as_bytes())),
             NameChange::Complete { directory, next_position } => {
                 self.complete(*directory, *next_position)
