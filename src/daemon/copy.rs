@@ -137,7 +137,7 @@ impl Copy {
         let (engine, _notices) =
             Engine::open(source, Arc::clone(&destination), engine_settings).await?;
         let is_kept = matches!(settings.publish.existing, Existing::Adopt | Existing::AdoptFast);
-        if !settings.is_dry && !(is_kept && engine.is_examined()?) {
+        if !(settings.is_dry || is_kept && engine.is_examined()?) {
             engine.check_existing().await?;
         }
         engine.look_at_space().await?;

@@ -23,6 +23,8 @@ use crate::store::verify::{BlockHash, hash_block};
 use crate::store::{Durability, FileHash, Metadata};
 use crate::sync::Ordering;
 
+const BLOCK_BYTES: usize = 128 << 10;
+const _: () = assert!(BLOCK_BYTES as u64 == BLOCK_SIZE);
 /// What is read at once.
 const BUFFER: usize = 1 << 20;
 /// Files below this are not worth the attempt to clone.
@@ -39,7 +41,7 @@ pub(super) struct Carrier<'a> {
 
 /// What became of one entry.
 enum Carried {
-    Ready(Ready),
+    Ready(Box<Ready>),
     /// Not now: it changed a moment ago, or there is no room.
     Again,
     /// It cannot be made here, which is counted.
@@ -79,12 +81,10 @@ impl<'a> Carrier<'a> {
                 break;
             }
             self.bulk.wait_until_allowed();
-            let carried = directory
-                .path()
-                .child(&file.name)
-                .and_then(|path| Ok((self.carry(directory, &path, &file), path)));
+            let path = directory.path().child(&file.name);
+            let carried = path.map(|path| (self.carry(directory, &path, &file), path));
             match carried {
-                Ok((Ok(Carried::Ready(ready)), _)) => landed.ready.push(ready),
+                Ok((Ok(Carried::Ready(ready)), _)) => landed.ready.push(*ready),
                 Ok((Ok(Carried::Again), _)) => again.push(file),
                 Ok((Ok(Carried::Lost), _)) => self.bulk.engine.stats.metadata_lost.increment(),
                 Ok((Err(error), _)) if is_no_room(&error) => {
@@ -124,7 +124,8 @@ impl<'a> Carrier<'a> {
                 let version = Version { ino: job.ino, fingerprint, is_settled: true };
                 let origin = Some(job.origin);
                 let content = Content::File { part, version, hash, origin };
-                Ok(Carried::Ready(Ready { path: path.clone(), content, replace: job.replace }))
+                let (path, replace) = (path.clone(), job.replace);
+                Ok(Carried::Ready(Box::new(Ready { path, content, replace })))
             }
             Ok(None) => Ok(Carried::Again),
             Err(error) => Err(error.at(path.as_path())),
@@ -211,7 +212,7 @@ impl<'a> Carrier<'a> {
             }
             self.read_back(part, offset, len)?;
             blocks.extend(piece.blocks().enumerate().filter_map(|(at, index)| {
-                let start = at * BLOCK_SIZE as usize;
+                let start = at * BLOCK_BYTES;
                 let end = start + usize::try_from(block_range(index, size).len()).ok()?;
                 hash_block(index, size, &self.given[start..end])
             }));
@@ -275,11 +276,11 @@ impl<'a> Carrier<'a> {
         let made = self.bulk.engine.destination.make_special(path, target.as_deref(), &metadata);
         Ok(match made.map_err(Error::of_destination)? {
             None => Carried::Lost,
-            Some(part) => Carried::Ready(Ready {
+            Some(part) => Carried::Ready(Box::new(Ready {
                 path: path.clone(),
                 content: Content::Special(part, kind),
                 replace: job.replace,
-            }),
+            })),
         })
     }
 }

@@ -67,7 +67,7 @@ impl<'a> Publisher<'a> {
     pub(super) fn run(&mut self, lands: &Receiver<Landed>) -> Result<()> {
         loop {
             let received = match self.since {
-                None => lands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                None => lands.recv().map_err(RecvTimeoutError::from),
                 Some(since) => lands.recv_deadline(since + STEP_TIME),
             };
             match received {

@@ -62,7 +62,7 @@ pub(super) struct LinkJob {
 /// Something that DIR has of this copy, and the source has not.
 #[derive(Debug, Clone)]
 pub(super) enum Gone {
-    File(EntryRecord),
+    File(Box<EntryRecord>),
     Other(OtherRecord),
     /// A directory; what was in it is listed too.
     Directory(RelPath),
@@ -131,7 +131,7 @@ impl Plan {
                 let index = known.filter(|_| file.is_new).and_then(|known| gone.remove(&known));
                 match (index, directory.child(&file.name)) {
                     (Some(index), Ok(path)) if let Gone::File(record) = &self.gone[index] => {
-                        let (record, attributes) = (record.clone(), file.attributes);
+                        let (record, attributes) = ((**record).clone(), file.attributes);
                         self.moves.push(Move { record, path, parent, attributes });
                         moved.insert(index);
                     }

@@ -153,7 +153,8 @@ impl<'a> Scanner<'a> {
         for (index, entry) in listing.entries.into_iter().enumerate() {
             let here = here.get(index).copied().flatten();
             let path = job.path.child(&entry.name)?;
-            let done = self.entry(job, &path, &mut looked, &mut recorded, entry, here, &mut files);
+            let done =
+                self.entry((job, &path), &mut looked, &mut recorded, (entry, here), &mut files);
             if let Err(error) = done {
                 looked.is_touched = true;
                 self.bulk.is_blind.store(true, Ordering::Relaxed);
@@ -218,7 +219,9 @@ impl<'a> Scanner<'a> {
             if find(name).is_none_or(|kind| kind == EntryKind::Directory) {
                 let path = job.path.child(name)?;
                 if !is_left_out(&path, false) {
-                    self.plan.gone.push(Gone::File(EntryRecord { path, ..record.clone() }));
+                    self.plan
+                        .gone
+                        .push(Gone::File(Box::new(EntryRecord { path, ..record.clone() })));
                 }
             }
         }
@@ -241,7 +244,7 @@ impl<'a> Scanner<'a> {
             let path = job.path.child(name)?;
             catalog.entries_below(&path, |record| {
                 if record.path != path && !is_left_out(&record.path, false) {
-                    self.plan.gone.push(Gone::File(record));
+                    self.plan.gone.push(Gone::File(Box::new(record)));
                 }
                 Ok(())
             })?;
@@ -269,12 +272,10 @@ impl<'a> Scanner<'a> {
 
     fn entry(
         &mut self,
-        job: &Job,
-        path: &RelPath,
+        (job, path): (&Job, &RelPath),
         looked: &mut Looked,
         recorded: &mut Recorded,
-        entry: LocalEntry,
-        here: Option<Existing>,
+        (entry, here): (LocalEntry, Option<Existing>),
         files: &mut Vec<FileJob>,
     ) -> Result<()> {
         let name = recorded.names.remove(&entry.name);
