@@ -35,6 +35,7 @@
 //! Published (metadata, fsync, rename without clobbering, fsync of the directory). A file that changes at the source gets a new inode
 //! number; the old one answers ESTALE for what is not local. In a cache of limited size (`--keep SIZE`, [`engine::evict`]) a version may go
 //! back to Absent, and single blocks too: first from the record, then from the disk. Published files are read by the kernel itself where it can (passthrough).
+//! In a copy in place (`lazycopy clone`) the mount covers the destination itself, and goes when the last file is published ([`daemon`]).
 //! They can be proven again at any later time, and mended block by block ([`engine::verify`]).
 
 //!

@@ -296,6 +296,7 @@ fn sizes(random: &mut Random) -> Vec<u64> {
     sizes
 }
 
+// L8: of two that looked for room at the same time both took it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn fifty_fills_at_once_never_exceed_the_cap() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();

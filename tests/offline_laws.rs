@@ -457,6 +457,36 @@ async fn what_the_kernel_forgot_leaves_memory_and_comes_back_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_published_file_that_left_memory_and_came_back_is_counted_once() {
+    let source = Scripted::new(true);
+    source.put("a", EntryKind::File, 1);
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let engine = open(&source, directory.path()).await;
+    let name = OsStr::new("a");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for round in 0..3 {
+        let node = engine.lookup_for_kernel(ROOT_INO, name).await.unwrap();
+        engine.prepare_open(&node).await.unwrap();
+        let file = Arc::clone(node.file().unwrap());
+        assert_eq!(engine.read(&file, 0, 1000).await.unwrap(), [b'x'; 1000]);
+        while file.phase.get() != lazycopy::core::phase::Phase::Published {
+            assert!(Instant::now() < deadline, "never published");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(engine.stats().files_published(), 1, "round {round}");
+        let ino = node.ino;
+        drop((node, file));
+        engine.save().await;
+        engine.forget(ino, 1);
+        while engine.known(ROOT_INO, name).is_some() {
+            assert!(Instant::now() < deadline, "it stays in memory");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            engine.tidy();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_listing_that_shows_nothing_new_is_not_written_again() {
     let (source, directory, before) = walked(true).await;
     let engine = open(&source, directory.path()).await;
@@ -466,4 +496,52 @@ async fn a_listing_that_shows_nothing_new_is_not_written_again() {
     }
     assert!(source.asked.load(Ordering::Relaxed) > 3, "it was asked each time");
     assert_eq!(engine.stats().files_known.get(), 2, "a, dir/b");
+}
+
+// The catalog forgets a moment later than memory: who looks into it in between must not bring the name back.
+#[test]
+fn a_name_that_vanished_is_not_recorded_again_by_who_reads_the_catalog_meanwhile() {
+    // One thread for the disk: who waits for it stands in line between the end of a listing and the recording of it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let source = Scripted::new(true);
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let names: Vec<String> = (0..20).map(|number| format!("file-{number}")).collect();
+        names.iter().for_each(|name| source.put(name, EntryKind::File, 1));
+        let engine = open(&source, directory.path()).await;
+        let known = engine.list(ROOT_INO).await.unwrap();
+        assert_eq!(known.len(), 20);
+        engine.save().await;
+        let root = engine.node(ROOT_INO).unwrap();
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (engine, root, known) =
+                (Arc::clone(&engine), Arc::clone(&root), Arc::clone(&known));
+            readers.spawn(async move {
+                loop {
+                    engine.recall_listed(&root, &known, 0, 20).await;
+                }
+            });
+        }
+        for name in &names {
+            source.remove(name);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            // A listing that is a moment old is not asked for again.
+            while engine.list(ROOT_INO).await.unwrap().find(name.as_ref()).is_some() {
+                assert!(Instant::now() < deadline, "never listed without {name}");
+                tokio::task::yield_now().await;
+            }
+        }
+        readers.shutdown().await;
+        engine.save().await;
+        for name in &names {
+            assert!(engine.known(ROOT_INO, name.as_ref()).is_none(), "{name} is in memory again");
+            let recorded = engine.destination().catalog().name(ROOT_INO, name.as_ref()).unwrap();
+            assert!(recorded.is_none(), "{name} is recorded again");
+        }
+    });
 }

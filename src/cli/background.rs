@@ -5,21 +5,23 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, RecvTimeoutError};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError};
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::exit::Exit;
-use crate::cli::logging::{self, LogPlace};
-use crate::cli::{complain, say};
+use crate::cli::logging::{self, LogArgs, LogPlace};
+use crate::cli::{complain, finish, say};
 use crate::daemon::readiness::{Readiness, StatusSource};
+use crate::daemon::settings::MountSettings;
+use crate::daemon::{self, Outcome};
 use crate::error::{Error, Kind, Result};
 
 /// Time for the child's first word.
@@ -28,10 +30,10 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two looks at it.
 const POLL: Duration = Duration::from_millis(10);
-/// The longest first word, in bytes.
-const WORD_MAX: u64 = 64 * 1024;
+/// The longest words, in bytes.
+const WORDS_MAX: u64 = 64 * 1024;
 
-/// The child's first and only word.
+/// A word of the child's.
 #[derive(Debug, Serialize, Deserialize)]
 struct Word {
     ok: bool,
@@ -43,6 +45,11 @@ struct Word {
 
 /// Starts `args` (the program's name first) again as a daemon; returns when it is ready, has failed, or is silent for too long.
 pub(crate) fn start(args: &[OsString], place: &LogPlace) -> ExitCode {
+    start_and_listen(args, place).map_or_else(|exit| exit, |_ready| Exit::Ok.into())
+}
+
+/// As [`start`], for who wants to know how it ends.
+pub(crate) fn start_and_listen(args: &[OsString], place: &LogPlace) -> Result<Ready, ExitCode> {
     let begun = command(args, place).and_then(|mut command| {
         command.spawn().map_err(|error| Error::io("start the daemon", error))
     });
@@ -50,9 +57,38 @@ pub(crate) fn start(args: &[OsString], place: &LogPlace) -> ExitCode {
         Ok(child) => await_word(child, place, START_DEADLINE),
         Err(error) => {
             complain(&error.to_string());
-            Exit::of(&error).into()
+            Err(Exit::of(&error).into())
         }
     }
+}
+
+/// A daemon that is ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    lines: Receiver<io::Result<Vec<u8>>>,
+}
+
+impl Ready {
+    /// The lines that the daemon still says; the channel closes when it ends.
+    pub(crate) fn lines(&self) -> &Receiver<io::Result<Vec<u8>>> {
+        &self.lines
+    }
+}
+
+/// Says what a daemon has said, and what exit code it means; `None` if it was nothing.
+pub(crate) fn tell(line: io::Result<Vec<u8>>) -> Option<ExitCode> {
+    let word: Word = serde_json::from_slice(&line.ok()?).ok()?;
+    Some(tell_word(&word))
+}
+
+fn tell_word(word: &Word) -> ExitCode {
+    if word.ok {
+        say(&word.message);
+        word.warnings.iter().for_each(|warning| complain(&format!("warning: {warning}")));
+    } else {
+        complain(&word.message);
+    }
+    ExitCode::from(word.exit)
 }
 
 fn command(args: &[OsString], place: &LogPlace) -> Result<Command> {
@@ -81,25 +117,23 @@ fn child_stderr(place: &LogPlace) -> Result<Stdio> {
     Ok(file.map_err(|error| Error::io("open log", error).at(&path))?.into())
 }
 
-fn await_word(mut child: Child, place: &LogPlace, deadline: Duration) -> ExitCode {
-    let word = match child.stdout.take() {
-        Some(pipe) => read_word(pipe, deadline),
+fn await_word(mut child: Child, place: &LogPlace, deadline: Duration) -> Result<Ready, ExitCode> {
+    let heard = match child.stdout.take() {
+        Some(pipe) => Heard::within(deadline, lines_of(pipe)),
         None => Heard::Nothing,
     };
-    match word {
-        Heard::Word(word) => {
-            if word.ok {
-                say(&word.message);
-                word.warnings.iter().for_each(|warning| complain(&format!("warning: {warning}")));
-            } else {
-                complain(&word.message);
+    match heard {
+        Heard::Word(word, lines) => {
+            let is_ready = word.exit == Exit::Ok.code();
+            match tell_word(&word) {
+                _ready if is_ready => Ok(Ready { lines }),
+                exit => Err(exit),
             }
-            ExitCode::from(word.exit)
         }
         Heard::Nothing => {
             let how = how_it_ended(&mut child);
             complain(&format!("the daemon ended before it was ready ({how}); its log: {place}"));
-            Exit::SomeFailed.into()
+            Err(Exit::SomeFailed.into())
         }
         Heard::Silence => {
             stop(&child);
@@ -107,7 +141,7 @@ fn await_word(mut child: Child, place: &LogPlace, deadline: Duration) -> ExitCod
                 "the daemon was not ready after {} s and was told to stop; its log: {place}",
                 deadline.as_secs()
             ));
-            Exit::SomeFailed.into()
+            Err(Exit::SomeFailed.into())
         }
     }
 }
@@ -139,26 +173,35 @@ fn stop(child: &Child) {
 }
 
 enum Heard {
-    Word(Word),
+    /// And what may come after it.
+    Word(Word, Receiver<io::Result<Vec<u8>>>),
     /// The pipe was closed without a word.
     Nothing,
     /// Not a sound until the deadline.
     Silence,
 }
 
-fn read_word(pipe: ChildStdout, deadline: Duration) -> Heard {
-    let (sender, heard) = channel::bounded(1);
-    // Left behind after the deadline; the process ends then.
-    thread::spawn(move || {
-        let mut line = Vec::new();
-        let read = BufReader::new(pipe.take(WORD_MAX)).read_until(b'\n', &mut line);
-        drop(sender.send(read.map(|_| line)));
-    });
-    match heard.recv_timeout(deadline) {
-        Ok(Ok(line)) => serde_json::from_slice(&line).map_or(Heard::Nothing, Heard::Word),
-        Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Heard::Nothing,
-        Err(RecvTimeoutError::Timeout) => Heard::Silence,
+impl Heard {
+    fn within(deadline: Duration, lines: Receiver<io::Result<Vec<u8>>>) -> Self {
+        match lines.recv_timeout(deadline) {
+            Ok(Ok(line)) => match serde_json::from_slice(&line) {
+                Ok(word) => Heard::Word(word, lines),
+                Err(_not_ours) => Heard::Nothing,
+            },
+            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Heard::Nothing,
+            Err(RecvTimeoutError::Timeout) => Heard::Silence,
+        }
     }
+}
+
+fn lines_of(pipe: ChildStdout) -> Receiver<io::Result<Vec<u8>>> {
+    let (sender, lines) = channel::bounded(1);
+    // Left behind when nobody listens any more; the process ends then.
+    thread::spawn(move || {
+        let lines = BufReader::new(pipe.take(WORDS_MAX)).split(b'\n');
+        lines.map(|line| sender.send(line)).find(Result::is_err)
+    });
+    lines
 }
 
 /// The daemon's side of the pipe.
@@ -166,6 +209,16 @@ fn read_word(pipe: ChildStdout, deadline: Duration) -> Heard {
 pub(crate) struct Leave {
     pipe: Option<File>,
     place: LogPlace,
+    speaks: Speaks,
+}
+
+/// What a daemon tells who started it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    /// That it is ready.
+    Once,
+    /// And later, how the copy ended.
+    UntilSettled,
 }
 
 impl Leave {
@@ -173,7 +226,7 @@ impl Leave {
     ///
     /// # Errors
     /// If the system refuses; nothing has been said then.
-    pub(crate) fn the_terminal(place: LogPlace) -> Result<Self> {
+    pub(crate) fn the_terminal(place: LogPlace, speaks: Speaks) -> Result<Self> {
         let failed = |error: rustix::io::Errno| Error::io("go to the background", error);
         let pipe: OwnedFd =
             rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).map_err(failed)?;
@@ -183,24 +236,24 @@ impl Leave {
             .open(&null)
             .map_err(|error| Error::io("go to the background", error).at(&null))?;
         rustix::stdio::dup2_stdout(&nowhere).map_err(failed)?;
-        let left = Self { pipe: Some(File::from(pipe)), place };
+        let left = Self { pipe: Some(File::from(pipe)), place, speaks };
         rustix::process::setsid().map_err(failed)?;
         // So that it keeps no file system busy by standing in it.
         rustix::process::chdir("/").map_err(failed)?;
         Ok(left)
     }
 
-    /// Tells why there is no daemon, unless it was ready already.
+    /// Tells why there is no daemon, if anybody still listens.
     pub(crate) fn failed(&mut self, error: &Error) {
         let (message, warnings) = (error.to_string(), Vec::new());
         let word = Word { ok: false, message, warnings, exit: Exit::of(error).code() };
         if let Err(error) = self.speak(&word) {
-            tracing::debug!(err = %error, "nobody waits for the start any more");
+            tracing::debug!(err = %error, "nobody listens any more");
         }
     }
 
     fn speak(&mut self, word: &Word) -> Result<()> {
-        let Some(mut pipe) = self.pipe.take() else { return Ok(()) };
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
         let failed = |error| Error::io("tell that it is ready", error).kinded(Kind::Busy);
         let mut line = serde_json::to_vec(word).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
@@ -212,8 +265,58 @@ impl Readiness for Leave {
     fn ready(&mut self, line: &str, warnings: &[String], _status: StatusSource) -> Result<()> {
         tracing::info!("{line}");
         let message = format!("{line}\nlog: {}", self.place);
-        self.speak(&Word { ok: true, message, warnings: warnings.to_vec(), exit: Exit::Ok.code() })
+        let word = Word { ok: true, message, warnings: warnings.to_vec(), exit: Exit::Ok.code() };
+        self.speak(&word)?;
+        if self.speaks == Speaks::Once {
+            self.pipe = None;
+        }
+        Ok(())
     }
+
+    fn settled(&mut self, outcome: Outcome, line: &str, warnings: &[String]) {
+        let exit = Exit::from(outcome).code();
+        let (message, warnings) = (line.to_owned(), warnings.to_vec());
+        let word = Word { ok: outcome == Outcome::Clean, message, warnings, exit };
+        if let Err(error) = self.speak(&word) {
+            tracing::debug!(err = %error, "nobody listens any more");
+        }
+        self.pipe = None;
+    }
+}
+
+/// The daemon itself; `settings` are those that its parent has checked.
+pub(crate) fn run_child(
+    settings: Result<MountSettings>,
+    log: &LogArgs,
+    speaks: Speaks,
+) -> ExitCode {
+    let prepared = settings.and_then(|settings| {
+        let log = log.settings()?;
+        let place = log.background_place()?;
+        Ok((settings, log, Leave::the_terminal(place.clone(), speaks)?, place))
+    });
+    let (settings, log, mut leave, place) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return finish(Err(error)).into(),
+    };
+    let guard = match logging::start(&log, &place, None) {
+        Ok(guard) => guard,
+        Err(error) => {
+            leave.failed(&error);
+            return Exit::of(&error).into();
+        }
+    };
+    let exit = daemon::run(settings, &mut leave).map_or_else(
+        |error| {
+            tracing::error!(err = %error, "daemon");
+            leave.failed(&error);
+            Exit::of(&error)
+        },
+        Exit::from,
+    );
+    // The last lines are written before the process ends.
+    drop(guard);
+    exit.into()
 }
 
 #[cfg(test)]
@@ -224,7 +327,7 @@ mod tests {
         let mut child =
             Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
         let pipe = child.stdout.take().unwrap();
-        (read_word(pipe, deadline), child)
+        (Heard::within(deadline, lines_of(pipe)), child)
     }
 
     // H6: readiness was awaited from a call that never returned.
@@ -252,7 +355,7 @@ mod tests {
     fn a_word_is_heard_while_the_child_lives_on() {
         let script = r#"echo '{"ok":true,"message":"there","exit":0}'; exec sleep 600"#;
         let (heard, mut child) = heard(script, Duration::from_secs(30));
-        let Heard::Word(word) = heard else { panic!() };
+        let Heard::Word(word, _lines) = heard else { panic!() };
         assert!(word.ok && word.message == "there");
         stop(&child);
         child.wait().unwrap();

@@ -9,12 +9,12 @@ use clap::builder::BoolishValueParser;
 use indicatif::MultiProgress;
 use serde_json::json;
 
+use crate::cli::copying::parse_size;
 use crate::cli::exit::Exit;
 use crate::cli::hydrate_options::HydrateArgs;
 use crate::cli::limit_options::LimitArgs;
 use crate::cli::logging::{self, LogArgs};
-use crate::cli::mount::parse_size;
-use crate::cli::progress::Progress;
+use crate::cli::progress::{Progress, View};
 use crate::cli::{absolute, complain, say, text};
 use crate::daemon::copy::{Summary, copy};
 use crate::daemon::readiness::{Readiness, StatusSource};
@@ -138,7 +138,10 @@ impl Readiness for Shown {
         }
         self.progress = Some(match self.is_json {
             true => Progress::as_json(status),
-            false => Progress::start(status, self.terminal.clone()),
+            false => {
+                let view = self.terminal.clone().map_or(View::Lines, View::Bar);
+                Progress::start(status, view, "")
+            }
         });
         Ok(())
     }

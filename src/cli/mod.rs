@@ -4,7 +4,9 @@
 
 mod background;
 mod checksums;
+mod clone;
 mod copy;
+mod copying;
 mod doctor;
 pub mod exit;
 mod forget;
@@ -47,6 +49,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<mount::MountArgs>),
+    Clone(Box<clone::CloneArgs>),
     Copy(Box<copy::CopyArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
@@ -65,6 +68,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match &cli.command {
         Command::Mount(mount) if cli.background_child => return mount::run_child(mount),
         Command::Mount(mount) => return mount::run(mount, &args),
+        Command::Clone(clone) if cli.background_child => return clone::run_child(clone),
+        Command::Clone(clone) => return clone::run(clone, &args),
         Command::Copy(args) => copy::run(args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),

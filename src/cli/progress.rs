@@ -1,4 +1,4 @@
-//! Live progress of `mount -f`: a bar on a terminal, plain lines elsewhere.
+//! Live progress of `mount -f` and `clone`: bars on a terminal, plain lines elsewhere.
 
 use std::io::Write;
 use std::thread::{self, JoinHandle};
@@ -28,20 +28,30 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts showing what `status` says: on `terminal` if there is one, else as lines on standard error.
-    pub(crate) fn start(status: StatusSource, terminal: Option<MultiProgress>) -> Self {
+    /// Starts showing what `status` says. `hint` is the last line on a terminal, if it is not empty.
+    pub(crate) fn start(mut status: StatusSource, view: View, hint: &str) -> Self {
         let (stop, stopped) = channel::bounded(1);
-        let show = move || match terminal {
-            Some(terminal) => {
-                let bar = terminal.add(new_bar());
+        let hint = hint.to_owned();
+        let show = move || match view {
+            View::Bar(terminal) => {
+                let bar = terminal.add(new_bar("{bar:19} {wide_msg}"));
                 repeat(&stopped, BAR_INTERVAL, || {
                     if let Some(report) = status() {
-                        draw(&bar, &report);
+                        draw(&bar, text::progress(&report), &report);
                     }
                 });
                 bar.finish_and_clear();
             }
-            None => {
+            View::Clone => {
+                let lines = CloneLines::new(&hint);
+                repeat(&stopped, BAR_INTERVAL, || {
+                    if let Some(report) = status() {
+                        lines.draw(&report);
+                    }
+                });
+                lines.clear();
+            }
+            View::Lines => {
                 let mut last = String::new();
                 repeat(&stopped, LINE_INTERVAL, || {
                     if let Some(report) = status() {
@@ -54,7 +64,7 @@ impl Progress {
     }
 
     /// Starts printing what `status` says on standard output, one JSON object per line.
-    pub(crate) fn as_json(status: StatusSource) -> Self {
+    pub(crate) fn as_json(mut status: StatusSource) -> Self {
         let (stop, stopped) = channel::bounded(1);
         let show = move || {
             repeat(&stopped, JSON_INTERVAL, || {
@@ -73,6 +83,52 @@ impl Progress {
         let thread = thread::Builder::new().name("progress".to_owned()).spawn(show);
         let thread = thread.map_err(|error| tracing::warn!(err = %error, "no progress shown")).ok();
         Self { stop: Some(stop), thread }
+    }
+}
+
+/// How progress is shown.
+#[derive(Debug)]
+pub(crate) enum View {
+    /// One bar on this terminal.
+    Bar(MultiProgress),
+    /// What `clone` shows on a terminal.
+    Clone,
+    /// Plain lines on standard error.
+    Lines,
+}
+
+/// Scan, space and copy: one line each.
+#[derive(Debug)]
+struct CloneLines {
+    terminal: MultiProgress,
+    scan: ProgressBar,
+    space: ProgressBar,
+    copy: ProgressBar,
+    hint: ProgressBar,
+}
+
+impl CloneLines {
+    fn new(hint: &str) -> Self {
+        let terminal = MultiProgress::new();
+        let add = |template| terminal.add(new_bar(template));
+        let (scan, space) = (add("scan    {wide_msg}"), add("space   {wide_msg}"));
+        let copy = add("copy    {bar:19} {wide_msg}");
+        let last = add("{wide_msg}");
+        last.set_message(hint.to_owned());
+        Self { scan, space, copy, hint: last, terminal }
+    }
+
+    fn draw(&self, report: &StatusReport) {
+        self.scan.set_message(text::scan(report));
+        self.space.set_message(text::space(report));
+        draw(&self.copy, text::copy(report), report);
+        self.hint.tick();
+    }
+
+    fn clear(&self) {
+        if let Err(error) = self.terminal.clear() {
+            tracing::debug!(%error, "lines stay on the terminal");
+        }
     }
 }
 
@@ -98,18 +154,18 @@ fn repeat(stopped: &channel::Receiver<()>, interval: Duration, mut step: impl Fn
     }
 }
 
-fn new_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:19} {wide_msg}")
+fn new_bar(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("█▉▊▋▌▍▎▏·");
     ProgressBar::new(STEPS).with_style(style)
 }
 
-fn draw(bar: &ProgressBar, report: &StatusReport) {
+fn draw(bar: &ProgressBar, message: String, report: &StatusReport) {
     let (local, total) = (u128::from(report.bytes.local), u128::from(report.bytes.total));
     let steps = (local * u128::from(STEPS)).checked_div(total).unwrap_or(0);
     bar.set_position(u64::try_from(steps).unwrap_or(STEPS).min(STEPS));
-    bar.set_message(text::progress(report));
+    bar.set_message(message);
 }
 
 /// A line that says nothing new is left out.
@@ -133,7 +189,7 @@ mod tests {
     fn dropping_it_ends_it_at_once() {
         let status = || Some(StatusReport::of(Path::new("/m"), Path::new("/d")));
         let started = Instant::now();
-        drop(Progress::start(Box::new(status), None));
+        drop(Progress::start(Box::new(status), View::Lines, ""));
         assert!(started.elapsed() < LINE_INTERVAL / 2);
     }
 
@@ -142,11 +198,11 @@ mod tests {
         let bar = ProgressBar::hidden();
         bar.set_length(STEPS);
         let mut report = StatusReport::of(Path::new("/m"), Path::new("/d"));
-        draw(&bar, &report);
+        draw(&bar, String::new(), &report);
         assert_eq!(bar.position(), 0);
         report.bytes.local = u64::MAX;
         report.bytes.total = 1;
-        draw(&bar, &report);
+        draw(&bar, String::new(), &report);
         assert_eq!(bar.position(), STEPS);
     }
 }

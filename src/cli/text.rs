@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanCount};
 
-use crate::control::status::{FileCounts, JobPhase, PausedBy, StatusReport};
+use crate::control::status::{FileCounts, InPlaceCounts, JobPhase, PausedBy, StatusReport};
 
 /// `1.50 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
@@ -52,6 +52,45 @@ pub(crate) fn progress(report: &StatusReport) -> String {
         count(report.files.published),
         count(report.files.total),
         phase(report)
+    )
+}
+
+/// What the scan of a copy in place has found.
+pub(crate) fn scan(report: &StatusReport) -> String {
+    let is_scanned = report.in_place.is_some_and(|in_place| in_place.is_scanned);
+    let how_far = if is_scanned { "all listed" } else { "still listing" };
+    format!("{} files, {}, {how_far}", count(report.files.total), bytes(report.bytes.total))
+}
+
+/// Whether there is room for a copy in place.
+pub(crate) fn space(report: &StatusReport) -> String {
+    let InPlaceCounts { needed, free, kept_free, .. } = report.in_place.unwrap_or_default();
+    let short = match needed > free.saturating_sub(kept_free) {
+        true => ": not enough for all of it",
+        false => "",
+    };
+    format!("needs {}, free {}, {} kept free{short}", bytes(needed), bytes(free), bytes(kept_free))
+}
+
+/// How far the copy is, beside a bar.
+pub(crate) fn copy(report: &StatusReport) -> String {
+    let eta = report.eta_s.map_or_else(String::new, |left| format!("  ETA {}", seconds(left)));
+    let failed = match report.files.failed {
+        0 => String::new(),
+        failed => format!("  {} failed", count(failed)),
+    };
+    let phase = match report.phase {
+        JobPhase::Scanning | JobPhase::Hydrating => String::new(),
+        _ => format!("  {}", phase(report)),
+    };
+    let last = match report.in_place.unwrap_or_default().last_wait_ms {
+        0 => String::new(),
+        ms => format!(" (last one: {ms} ms)"),
+    };
+    format!(
+        "{:5.1} %  {}/s{eta}{failed}{phase}   your reads go first{last}",
+        report.percent,
+        bytes(report.rate_bytes_per_s)
     )
 }
 
@@ -153,5 +192,37 @@ mod tests {
             " 12.4 %  3.00 GiB of 24.00 GiB  612.00 MiB/s  ETA 1h 14m  118 204 of 200 000 files  hydrating"
         );
         assert!(status(&report).lines().count() <= 10);
+    }
+
+    #[test]
+    fn a_clone_shows_scan_space_and_copy() {
+        let mut report =
+            StatusReport::of(Path::new("/d"), Path::new("/d")).in_phase(JobPhase::Scanning, None);
+        report.files.total = 118_204;
+        report.bytes.total = 3 << 40;
+        let mut in_place = InPlaceCounts {
+            needed: 3 << 40,
+            free: 5 << 40,
+            kept_free: 64 << 30,
+            ..InPlaceCounts::default()
+        };
+        report.in_place = Some(in_place);
+        assert_eq!(scan(&report), "118 204 files, 3.00 TiB, still listing");
+        assert_eq!(space(&report), "needs 3.00 TiB, free 5.00 TiB, 64.00 GiB kept free");
+        in_place.free = 3 << 40;
+        report.in_place = Some(in_place);
+        assert!(space(&report).ends_with("not enough for all of it"));
+        report.percent = 12.42;
+        report.rate_bytes_per_s = 612 << 20;
+        assert_eq!(copy(&report), " 12.4 %  612.00 MiB/s   your reads go first");
+        in_place.last_wait_ms = 23;
+        report.in_place = Some(in_place);
+        report.eta_s = Some(74 * 60);
+        assert_eq!(
+            copy(&report),
+            " 12.4 %  612.00 MiB/s  ETA 1h 14m   your reads go first (last one: 23 ms)"
+        );
+        report = report.in_phase(JobPhase::Hydrating, Some(PausedBy::Space));
+        assert!(copy(&report).contains("  paused: too little room at the destination"));
     }
 }

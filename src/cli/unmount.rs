@@ -61,7 +61,15 @@ pub(crate) fn run(args: &UnmountArgs) -> Result<Exit> {
             job.by_daemon(daemon, ours.device)?;
         }
         (_, Some(ours)) => job.directly(ours.device)?,
-        (Some(daemon), None) => job.await_end(&daemon.record)?,
+        (Some(daemon), None) => {
+            // A clone that has dissolved, for example, and serves who stayed in it.
+            if args.force {
+                let request = UnmountRequest { wait: false, force: true };
+                let told = Client::new(&daemon.socket).unmount(request, FORCE_DEADLINE);
+                told.or_else(|error| if daemon.record.is_alive() { Err(error) } else { Ok(()) })?;
+            }
+            job.await_end(&daemon.record)?;
+        }
         (None, None) => return Err(job.nothing_of_ours(top)),
     }
     say(&format!("unmounted {}", mountpoint.display()));

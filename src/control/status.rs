@@ -169,6 +169,21 @@ pub struct ChunkCounts {
     pub retried: u64,
 }
 
+/// What a copy in place shows besides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InPlaceCounts {
+    /// Every directory was listed.
+    pub is_scanned: bool,
+    /// Bytes that the copy still needs, as far as it is known.
+    pub needed: u64,
+    /// Bytes that are free at the destination.
+    pub free: u64,
+    /// Bytes of these that stay free.
+    pub kept_free: u64,
+    /// How long the last read took that had to wait, in ms; 0 = none had to.
+    pub last_wait_ms: u64,
+}
+
 /// A cache of limited size, in bytes allocated on the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheCounts {
@@ -259,6 +274,9 @@ pub struct StatusReport {
     pub active: Vec<ActiveChunk>,
     /// Recent errors, the newest last.
     pub errors: Vec<FileError>,
+    /// Only in a copy in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_place: Option<InPlaceCounts>,
     /// Only where not everything is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheCounts>,

@@ -138,6 +138,16 @@ impl fmt::Display for Checksum {
     }
 }
 
+/// Whether an extended attribute can be given to a copy, and so is shown at all. Labels of security modules belong to the machine.
+pub fn is_copyable_xattr(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || name.starts_with(b"trusted.")
+        || matches!(
+            name,
+            b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
+        )
+}
+
 /// Attributes of one entry; `None` = the source does not say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
@@ -193,6 +203,17 @@ mod tests {
             Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 },
         ] {
             assert_eq!(Timestamp::from(SystemTime::from(time)), time);
+        }
+    }
+
+    #[test]
+    fn labels_of_security_modules_stay_behind() {
+        for name in ["security.selinux", "security.ima", "system.nfs4_acl", "security.apparmor", ""]
+        {
+            assert!(!is_copyable_xattr(name.as_bytes()), "{name}");
+        }
+        for name in ["user.x", "trusted.x", "security.capability", "system.posix_acl_default"] {
+            assert!(is_copyable_xattr(name.as_bytes()), "{name}");
         }
     }
 }

@@ -21,4 +21,6 @@ pub mod queue;
 pub mod range;
 pub mod retry;
 pub mod run_set;
+pub mod shelf;
+pub mod slot;
 pub mod table;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use crate::sync::RwLock;
 
 const SHARDS: usize = 64;
+/// A map of fewer is not worth shrinking.
+const SMALL: usize = 64;
 
 /// Sharded map of cheap-to-clone values (an `Arc`, a number). Every method takes one lock for a moment and returns a copy.
 #[derive(Debug)]
@@ -46,7 +48,10 @@ impl<K: Hash + Eq, V: Clone> Table<K, V> {
 
     /// Takes the value of `key` out.
     pub fn remove(&self, key: &K) -> Option<V> {
-        self.shard(key).write().remove(key)
+        let mut shard = self.shard(key).write();
+        let value = shard.remove(key);
+        shrink(&mut shard);
+        value
     }
 
     /// How many there are.
@@ -126,9 +131,7 @@ impl<K: Hash + Eq, V> Table<K, Arc<V>> {
         });
         if is_unused {
             shard.remove(key);
-            if shard.capacity() > 1024 && shard.len() < shard.capacity() / 4 {
-                shard.shrink_to_fit();
-            }
+            shrink(&mut shard);
         }
         is_unused
     }
@@ -139,8 +142,16 @@ impl<K: Hash + Eq, V> Table<K, Arc<V>> {
         let is_it = shard.get(key).is_some_and(|known| Arc::ptr_eq(known, value));
         if is_it {
             shard.remove(key);
+            shrink(&mut shard);
         }
         is_it
+    }
+}
+
+/// What many were in gives its memory back when few are left.
+fn shrink<K: Hash + Eq, V>(shard: &mut HashMap<K, V>) {
+    if shard.capacity() > SMALL && shard.len() < shard.capacity() / 4 {
+        shard.shrink_to(shard.capacity() / 2);
     }
 }
 

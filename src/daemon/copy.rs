@@ -150,6 +150,7 @@ impl Copy {
         let reporter = Arc::new(Reporter::of(&engine, &place, None));
         reporter.set_job(Arc::clone(&job));
         let is_delta = destination.has_receipt();
+        set_marker(&destination, &place, &settings);
         Ok(Self {
             place,
             engine,
@@ -256,7 +257,7 @@ impl Copy {
         let mut is_changed = bulk.has_begun();
         if !left.is_empty() && !is_stopped && !self.settings.is_dry {
             is_changed = true;
-            write_marker(&self.destination, &self.place, &self.settings)?;
+            self.destination.mark_incomplete()?;
             let engine = Arc::clone(&self.engine);
             let working = tokio::spawn(async move { engine.copy_paths(left).await });
             let copied = self.until(working, signals, &stop).await;
@@ -279,7 +280,9 @@ impl Copy {
             let planning = tokio::spawn(async move { plan_remote(&engine).await });
             return Ok((Arc::new(self.until(planning, signals, &stop).await?), false, false));
         }
-        write_marker(&self.destination, &self.place, &self.settings)?;
+        if !self.is_delta {
+            self.destination.mark_incomplete()?;
+        }
         let engine = Arc::clone(&self.engine);
         let working = tokio::spawn(async move { Hydration::new(&engine).copy_tree().await });
         let stop = AtomicBool::new(false);
@@ -293,7 +296,8 @@ impl Copy {
         if !is_stopped {
             copied?;
         }
-        Ok((Arc::new(counts), is_stopped, true))
+        // What was published took the receipt away.
+        Ok((Arc::new(counts), is_stopped, false))
     }
 
     /// Waits for `running`; a signal makes it end soon.
@@ -326,9 +330,8 @@ impl Copy {
     }
 
     fn begin(&self) -> crate::engine::bulk::Begin {
-        let (destination, place) = (Arc::clone(&self.destination), self.place.clone());
-        let settings = self.settings.clone();
-        Box::new(move || write_marker(&destination, &place, &settings))
+        let destination = Arc::clone(&self.destination);
+        Box::new(move || destination.mark_incomplete())
     }
 
     fn summary(&self, counts: &Counts) -> Summary {
@@ -440,12 +443,13 @@ fn check_apart(source: Option<&Path>, destination: &Path) -> Result<()> {
     }
 }
 
-fn write_marker(destination: &Destination, place: &Place, settings: &CopySettings) -> Result<()> {
+/// What the marker says from now on; it is put there with the first change.
+fn set_marker(destination: &Destination, place: &Place, settings: &CopySettings) {
     let delete = if settings.delete.is_some() { " --delete" } else { "" };
     let go_on = format!(
         "lazycopy copy{delete} {} {}",
         start::quoted(Path::new(&place.source)),
         start::quoted(&place.destination)
     );
-    destination.write_marker(&place.source, &go_on)
+    destination.set_marker(&place.source, &go_on);
 }

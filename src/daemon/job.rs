@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::control::status::JobPhase;
 use crate::daemon::Outcome;
-use crate::daemon::settings::Fill;
-use crate::daemon::start::{Examine, Place, Started, write_marker};
+use crate::daemon::dissolve::{Step, cut_after};
+use crate::daemon::settings::{AtEnd, Fill, InPlace};
+use crate::daemon::start::{Examine, Place, Started};
 use crate::engine::hydrate::Hydration;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, on_disk};
@@ -23,13 +25,18 @@ pub(super) struct Job {
     pub(super) name: String,
     fill: Fill,
     phase: ArcSwap<JobPhase>,
+    /// The phase in which everything was tried; it may change when something new comes.
+    ended: watch::Sender<Option<JobPhase>>,
+    /// Nothing more is copied after it was complete.
+    is_final: bool,
     task: arc_swap::ArcSwapOption<AbortHandle>,
 }
 
 impl Job {
     /// Begins it: the whole tree if that was asked for, else only the comparison of what lies in the destination already.
     pub(super) fn start(started: &Started) -> Arc<Self> {
-        let Started { engine, place, fill, examine, .. } = started;
+        let Started { engine, place, fill, examine, in_place, .. } = started;
+        let dissolves = |in_place: &InPlace| matches!(in_place.at_end, AtEnd::Dissolve { .. });
         let (fill, examine) = (*fill, *examine);
         let first = match fill {
             Fill::OnDemand => JobPhase::Idle,
@@ -39,11 +46,12 @@ impl Job {
             name: name(place),
             fill,
             phase: ArcSwap::from_pointee(first),
+            ended: watch::Sender::new(None),
+            is_final: in_place.as_ref().is_some_and(dissolves),
             task: arc_swap::ArcSwapOption::empty(),
         });
         let task = tokio::spawn({
             let (job, engine) = (Arc::clone(&job), Arc::clone(engine));
-            let place = place.clone();
             async move {
                 let examined = async {
                     if examine == Examine::Later {
@@ -52,11 +60,14 @@ impl Job {
                 };
                 match fill {
                     Fill::OnDemand => {
-                        examined.await;
-                        engine.adopt_candidates().await;
+                        let adopted = async {
+                            examined.await;
+                            engine.adopt_candidates().await;
+                        };
+                        let ((), ()) = tokio::join!(adopted, outgrow(&engine));
                     }
                     // What is found meanwhile is compared when its turn comes; what comes first finds its name taken and compares then.
-                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine, &place))),
+                    Fill::Everything => drop(tokio::join!(examined, job.copy_all(&engine))),
                 }
             }
         });
@@ -70,6 +81,8 @@ impl Job {
             name: name(place),
             fill: Fill::Everything,
             phase: ArcSwap::from_pointee(JobPhase::Scanning),
+            ended: watch::Sender::new(None),
+            is_final: false,
             task: arc_swap::ArcSwapOption::empty(),
         })
     }
@@ -79,19 +92,40 @@ impl Job {
         self.phase.store(Arc::new(phase));
     }
 
+    /// Waits until everything was tried: `Complete`, or `Failed`.
+    ///
+    /// # Cancel safety
+    /// It can be waited for again.
+    pub(super) async fn ended(&self) -> JobPhase {
+        let mut ended = self.ended.subscribe();
+        loop {
+            let now = *ended.borrow_and_update();
+            if let Some(phase) = now {
+                return phase;
+            }
+            if ended.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// The whole tree, and then, as long as it is mounted, what comes later.
-    async fn copy_all(&self, engine: &Arc<Engine>, place: &Place) {
+    async fn copy_all(&self, engine: &Arc<Engine>) {
         let mut hydration = Hydration::new(engine);
         let mut copied = hydration.copy_tree().await;
         loop {
             if !engine.has_news() {
                 self.end(engine, copied).await;
+                let phase = **self.phase.load();
+                self.ended.send_replace(Some(phase));
+                if self.is_final && phase == JobPhase::Complete {
+                    return;
+                }
                 engine.news().await;
             }
+            self.ended.send_replace(None);
             self.phase.store(Arc::new(JobPhase::Hydrating));
-            if let Err(error) = write_marker(&engine.destination, place).await {
-                tracing::warn!(%error, "the copy is not marked as incomplete");
-            }
+            mark_incomplete(engine).await;
             copied = hydration.copy_news().await;
         }
     }
@@ -120,12 +154,18 @@ impl Job {
 
     /// The last steps: DIR itself, then what it can show.
     pub(super) async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+        let destination = engine.destination();
+        on_disk("remove marker", move || destination.remove_marker()).await?;
+        cut_after(Step::Unmarked);
         engine.finish_root().await?;
+        cut_after(Step::RootFinished);
         let (destination, job) = (engine.destination(), self.name.clone());
         on_disk("write receipt", move || {
             destination.write_receipt(&Copied { job, ended: SystemTime::now() })
         })
-        .await
+        .await?;
+        cut_after(Step::Receipted);
+        Ok(())
     }
 
     /// Where it stands.
@@ -153,6 +193,20 @@ impl Job {
             Fill::Everything if phase != JobPhase::Complete => Outcome::Stopped,
             _ => Outcome::Clean,
         }
+    }
+}
+
+/// A copy that was complete at the start is marked when there is news: nobody copies it.
+async fn outgrow(engine: &Arc<Engine>) {
+    engine.news().await;
+    tracing::info!("the source has something new: the copy is complete no more");
+    mark_incomplete(engine).await;
+}
+
+async fn mark_incomplete(engine: &Arc<Engine>) {
+    let destination = engine.destination();
+    if let Err(error) = on_disk("write marker", move || destination.mark_incomplete()).await {
+        tracing::error!(%error, "the copy is not marked as incomplete");
     }
 }
 

@@ -7,12 +7,16 @@
 //! | `reach` | the source, or what is known of it while it is away |
 //! | `start` | checks before the start, in the order in which they harm nobody |
 //! | `job` | the background copy and its phase |
+//! | `clone` | what is different where the mountpoint is the destination |
+//! | `dissolve` | a copy in place becomes the plain directory that it covers |
 //! | `report` | status and stuck reports; the control socket's orders |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
+mod clone;
 pub mod copy;
+mod dissolve;
 mod job;
 mod reach;
 pub mod readiness;
@@ -26,10 +30,11 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::daemon::dissolve::Dissolving;
 use crate::daemon::job::Job;
 use crate::daemon::readiness::Readiness;
 use crate::daemon::report::Reporter;
-use crate::daemon::settings::MountSettings;
+use crate::daemon::settings::{AtEnd, MountSettings};
 use crate::daemon::signals::{Order, Signals};
 use crate::daemon::start::Started;
 use crate::error::{Error, Result};
@@ -85,7 +90,7 @@ pub fn run(settings: MountSettings, readiness: &mut dyn Readiness) -> Result<Out
 /// From ready to unmounted.
 async fn live(
     started: &mut Started,
-    signals: Signals,
+    mut signals: Signals,
     readiness: &mut dyn Readiness,
 ) -> Result<Outcome> {
     let reporter = Arc::new(Reporter::new(started));
@@ -101,6 +106,7 @@ async fn live(
             return Err(error);
         }
     };
+    let mut control = Some(control);
     let told = {
         // Who shows it may live longer than the engine, which must not wait for that.
         let shown = Arc::downgrade(&reporter);
@@ -109,31 +115,63 @@ async fn live(
         readiness.ready(&line, &started.warnings, Box::new(status))
     };
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
-    match told {
-        Ok(()) => until_unmounted(started, signals, &reporter).await,
+    let end = match told {
+        Ok(()) => until_end(started, &mut signals, &reporter, &job, readiness).await,
         Err(error) => {
             tracing::warn!(%error, "nobody waits for the start any more");
             take_away(started).await;
+            End::Unmounted
         }
-    }
+    };
     watch.abort();
     job.stop();
     if tokio::time::timeout(SAVE_DEADLINE, started.engine.save()).await.is_err() {
         tracing::error!("the disk hangs; the next start recovers what was recorded");
     }
-    control.shutdown(PATIENCE).await;
-    Ok(job.outcome(started.engine.stats()))
+    let outcome = job.outcome(started.engine.stats());
+    if let End::Complete { linger } = end {
+        let dissolving = Dissolving::new(started, &mut signals, &reporter, readiness, &mut control);
+        dissolving.run(linger, outcome).await;
+    }
+    if let Some(control) = control {
+        control.shutdown(PATIENCE).await;
+    }
+    Ok(outcome)
 }
 
-/// Serves until the kernel ends the session: somebody unmounted, or a signal made us do it.
-async fn until_unmounted(started: &mut Started, mut signals: Signals, reporter: &Reporter) {
+/// Why a daemon stops serving everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The mount is gone, or was taken from those who use it.
+    Unmounted,
+    /// A copy in place is complete; the mount is still there.
+    Complete { linger: Duration },
+}
+
+/// Serves until somebody unmounted, a signal made us do it, or a copy in place is complete.
+async fn until_end(
+    started: &mut Started,
+    signals: &mut Signals,
+    reporter: &Reporter,
+    job: &Job,
+    readiness: &mut dyn Readiness,
+) -> End {
+    let mut is_told = started.in_place.is_none();
     loop {
         tokio::select! {
-            () = started.session.ended() => return,
+            () = started.session.ended() => return End::Unmounted,
             () = reporter.detached() => {
                 tracing::info!("detached by force");
-                return;
+                return End::Unmounted;
             }
+            phase = job.ended(), if !is_told => match clone::at_end(started, phase) {
+                Some(AtEnd::Dissolve { linger }) => return End::Complete { linger },
+                _ => {
+                    let (line, outcome) = clone::stays(started, phase);
+                    readiness.settled(outcome, &line, &[]);
+                    is_told = true;
+                }
+            },
             order = signals.next() => match order {
                 Order::Explain => reporter.log_everything_waiting(),
                 Order::End => break,
@@ -145,6 +183,7 @@ async fn until_unmounted(started: &mut Started, mut signals: Signals, reporter: 
         () = take_away(started) => {}
         () = signals.end() => tracing::warn!("told twice: open handles lose the daemon"),
     }
+    End::Unmounted
 }
 
 /// Takes the mount out of the tree and serves what is still open for a while.

@@ -1,10 +1,11 @@
 //! How a daemon tells whoever started it that the tree can be used.
 
 use crate::control::status::StatusReport;
+use crate::daemon::Outcome;
 use crate::error::Result;
 
 /// Reads the state of the copy from memory; may be called from any thread, often. `None` once the daemon ends.
-pub type StatusSource = Box<dyn Fn() -> Option<StatusReport> + Send>;
+pub type StatusSource = Box<dyn FnMut() -> Option<StatusReport> + Send>;
 
 /// Whoever waits for the start.
 pub trait Readiness: Send {
@@ -14,4 +15,7 @@ pub trait Readiness: Send {
     /// # Errors
     /// If nobody waits any more: the start was given up, so unmount and end.
     fn ready(&mut self, line: &str, warnings: &[String], status: StatusSource) -> Result<()>;
+
+    /// Called at most once, later: what was to be copied is copied, or cannot be. The daemon may go on serving.
+    fn settled(&mut self, _outcome: Outcome, _line: &str, _warnings: &[String]) {}
 }

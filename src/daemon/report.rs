@@ -10,12 +10,13 @@ use tokio::sync::{Notify, mpsc};
 use crate::control::registry::{self, Registration, SessionRecord};
 use crate::control::server::ControlServer;
 use crate::control::status::{
-    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, JobPhase, JsonPath,
-    PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport, timestamp,
+    ActiveChunk, ByteCounts, CacheCounts, ChunkCounts, FileCounts, FileError, InPlaceCounts,
+    JobPhase, JsonPath, PausedBy, ProofCounts, SCHEMA, StatusReport, StuckOperation, StuckReport,
+    timestamp,
 };
 use crate::control::verify::{VerifyLine, VerifyOrder};
 use crate::control::{Controlled, UnmountRequest};
-use crate::core::flight::{Boarded, Flight};
+use crate::core::flight::{Boarded, Flight, Landing};
 use crate::daemon::job::Job;
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::start::{Place, Started};
@@ -103,6 +104,16 @@ impl Reporter {
         &self.engine
     }
 
+    /// Waits until nobody has the copy proven by us; as long as the answer is held, nobody begins.
+    pub(super) async fn end_of_verifying(&self) -> Landing {
+        loop {
+            match self.verifying.board() {
+                Boarded::Lead(landing) => return landing,
+                Boarded::Join(running) => running.await,
+            }
+        }
+    }
+
     /// Waits until somebody has detached the mount by force.
     pub(super) async fn detached(&self) {
         self.detached.notified().await;
@@ -114,6 +125,7 @@ impl Reporter {
         let phase = job.as_ref().map_or(JobPhase::Idle, |job| job.phase(tally.is_scanned));
         let stats = self.engine.stats();
         let left = tally.bytes.saturating_sub(tally.bytes_local);
+        let (free, kept_free) = self.engine.room_seen();
         let report = StatusReport {
             session: self.session.clone(),
             job: job.map(|job| job.name.clone()).unwrap_or_default(),
@@ -136,6 +148,13 @@ impl Reporter {
             },
             rate_bytes_per_s: stats.rate.bytes_per_s(),
             eta_s: (phase == JobPhase::Hydrating).then(|| stats.rate.eta_s(left)).flatten(),
+            in_place: self.place.is_in_place().then(|| InPlaceCounts {
+                is_scanned: tally.is_scanned,
+                needed: left,
+                free,
+                kept_free,
+                last_wait_ms: stats.last_wait_ms.get(),
+            }),
             chunks: self.chunk_counts(),
             active: self.active(),
             errors: self.errors(),

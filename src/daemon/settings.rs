@@ -36,6 +36,29 @@ pub struct MountSettings {
     pub limits: LimitSettings,
     /// Threads that take requests from the kernel; at least 1.
     pub fuse_threads: usize,
+    /// The mountpoint is the destination itself.
+    pub in_place: Option<InPlace>,
+}
+
+/// A copy that covers its own destination until it is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InPlace {
+    /// The destination as the user named it: for people.
+    pub shown_as: PathBuf,
+    /// What becomes of the mount of a complete copy.
+    pub at_end: AtEnd,
+}
+
+/// What becomes of the mount of a complete copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtEnd {
+    /// It is taken away; whoever stands in it is served for this long.
+    Dissolve {
+        /// How long.
+        linger: Duration,
+    },
+    /// It stays.
+    Stay,
 }
 
 /// Everything that `lazycopy copy` decides before the start. Paths are absolute, and not yet looked at.

@@ -3,14 +3,15 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::daemon::clone;
 use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::settings::{
-    self, Existing, Fill, KeepPlace, MountSettings, PublishSettings, Refresh, SourceSpec,
+    self, Existing, Fill, InPlace, KeepPlace, MountSettings, PublishSettings, Refresh, SourceSpec,
 };
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
@@ -37,7 +38,14 @@ pub(super) struct Place {
     /// Without secrets.
     pub(super) source: String,
     pub(super) mountpoint: PathBuf,
+    /// The mountpoint itself in a copy in place.
     pub(super) destination: PathBuf,
+}
+
+impl Place {
+    pub(super) fn is_in_place(&self) -> bool {
+        self.mountpoint == self.destination
+    }
 }
 
 /// When what lies in the destination already is compared with the source.
@@ -55,6 +63,10 @@ pub(super) struct Started {
     pub(super) place: Place,
     pub(super) fill: Fill,
     pub(super) limit: Option<u64>,
+    pub(super) in_place: Option<InPlace>,
+    /// When the source was first asked.
+    pub(super) listed_at: SystemTime,
+    pub(super) began: Instant,
     pub(super) examine: Examine,
     /// What the user should know from the start.
     pub(super) warnings: Vec<String>,
@@ -69,6 +81,9 @@ impl Started {
     /// What there is and where, for people.
     pub(super) fn first_line(&self) -> String {
         let Place { source, mountpoint, destination } = &self.place;
+        if let Some(in_place) = &self.in_place {
+            return clone::first_line(self, in_place);
+        }
         let keeps = match (self.fill, self.limit) {
             (Fill::Everything, _) => "everything is copied",
             (Fill::OnDemand, None) => "what is read is kept",
@@ -95,6 +110,7 @@ pub(super) fn raise_file_limit() {
 
 /// Checks, opens, mounts.
 pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)> {
+    let (began, listed_at) = (Instant::now(), SystemTime::now());
     let (place, is_begun) = check_places(&settings)?;
     let way = Way::new(&settings.source, settings.tree.cross_mounts);
     // Before anything is made; where a copy was begun, what is known of it may do instead.
@@ -111,7 +127,10 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
     let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
-    write_marker(&destination, &place).await?;
+    mark(&engine, &place, settings.fill).await?;
+    if place.is_in_place() {
+        clone::cover(&destination, &place).await?;
+    }
 
     let statfs = Arc::new(ArcSwap::from_pointee(StatfsAnswer::default()));
     let front = FrontSettings {
@@ -140,11 +159,13 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
         }
     })?;
     sweep_trees(&destination);
-    let (fill, limit) = (settings.fill, settings.keep.limit);
     let started = Started {
         place,
-        fill,
-        limit,
+        fill: settings.fill,
+        limit: settings.keep.limit,
+        in_place: settings.in_place,
+        listed_at,
+        began,
         examine,
         warnings,
         engine,
@@ -189,13 +210,21 @@ fn check_places(settings: &MountSettings) -> Result<(Place, bool)> {
     if cleaned > 0 {
         tracing::info!(cleaned, "took away a mount whose daemon is gone");
     }
+    if settings.in_place.is_some() {
+        return clone::check_place(settings);
+    }
     let mountpoint = mountpoint::check_mountpoint(&settings.mountpoint)?;
     let destination = match &settings.keep.place {
-        KeepPlace::Destination(path) => canonical_destination(path)?,
+        KeepPlace::Destination(path) => {
+            // What a clone has left that was killed.
+            mountpoint::clean_stale(path)?;
+            canonical_destination(path)?
+        }
         KeepPlace::CacheBelow(caches) => {
             canonical_destination(&cache_of(caches, &settings.source)?)?
         }
     };
+    mountpoint::check_not_covered(&destination)?;
     let is_begun = reach::is_begun(&destination);
     let source = reach::local_place(&settings.source, is_begun)?;
     mountpoint::check_nesting(source.as_deref(), &destination, &mountpoint)?;
@@ -308,17 +337,25 @@ pub(super) async fn open_place(
     Ok(Arc::new(destination))
 }
 
-pub(super) async fn write_marker(destination: &Arc<Destination>, place: &Place) -> Result<()> {
+/// Marks DIR as incomplete, but for a complete copy of which nothing new is asked for and nothing is let go: that stays what it is until
+/// there is news.
+async fn mark(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Result<()> {
+    let destination = engine.destination();
     let limit = destination.budget().map(|budget| format!("--keep {}", budget.cap()));
+    let may_stay = fill == Fill::OnDemand && limit.is_none();
     let how = limit.unwrap_or_else(|| "--hydrate".to_owned());
-    let go_on = format!(
-        "lazycopy mount {how} --dest {} {} {}",
-        quoted(&place.destination),
-        quoted(Path::new(&place.source)),
-        quoted(&place.mountpoint)
-    );
-    let (destination, source) = (Arc::clone(destination), place.source.clone());
-    crate::engine::on_disk("write marker", move || destination.write_marker(&source, &go_on)).await
+    let [source, mountpoint, dir] =
+        [Path::new(&place.source), &place.mountpoint, &place.destination].map(quoted);
+    let go_on = match place.is_in_place() {
+        true => format!("lazycopy clone {source} {dir}"),
+        false => format!("lazycopy mount {how} --dest {dir} {source} {mountpoint}"),
+    };
+    destination.set_marker(&place.source, &go_on);
+    if may_stay && destination.is_complete()? {
+        engine.changes().follow();
+        return Ok(());
+    }
+    crate::engine::on_disk("write marker", move || destination.mark_incomplete()).await
 }
 
 /// As a shell takes it as one word.

@@ -27,16 +27,16 @@ pub struct Changes {
     deleted: Table<RelPath, u64>,
     /// Numbers of files that stay what they were although the source has another version.
     refused: Table<u64, ()>,
-    /// Numbers of directories with something new since the background copy began.
+    /// Numbers of directories with something new since somebody asked to know.
     directories: Table<u64, ()>,
-    /// Whether a background copy wants to know of them. Relaxed: set before its first listing.
+    /// Whether somebody wants to know of them. Relaxed: set before its first listing.
     is_followed: AtomicBool,
     news: Notify,
 }
 
 impl Changes {
-    /// From now on directories with something new are kept for [`Changes::take_directories`].
-    pub(super) fn follow(&self) {
+    /// From now on directories with something new are kept: they are the news of [`Engine::news`].
+    pub fn follow(&self) {
         self.is_followed.store(true, Ordering::Relaxed);
     }
 
@@ -143,12 +143,16 @@ impl Engine {
 
     /// The source definitely has no such name. What is local stays. May read the catalog.
     pub(super) fn vanish(self: &Arc<Self>, parent: u64, name: &OsStr) {
-        let gone = self.tree.names.remove(&self.tree.key(parent, name));
-        let recorded = || self.destination.catalog().name(parent, name);
-        // Most names that nobody has were never known: nothing to write then.
-        if gone.is_none() && matches!(recorded(), Ok(None)) {
+        // Most names that nobody has were never known: nothing to write then. Asked in this order: what was said is in the catalog before
+        // it counts as written.
+        if self.tree.names.get((parent, name)).is_none()
+            && self.recorder.is_idle()
+            && matches!(self.destination.catalog().name(parent, name), Ok(None))
+        {
             return;
         }
+        self.tree.gone.mark(parent, name);
+        let gone = self.tree.names.take((parent, name));
         self.recorder.say(Said::Gone { parent, name: name.to_owned() });
         if gone.is_some() {
             self.tell(Notice::EntryChanged { parent, name: name.to_owned() });

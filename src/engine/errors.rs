@@ -7,6 +7,7 @@ use crate::core::table::Table;
 use crate::engine::stats::Counter;
 use crate::engine::{Engine, on_disk};
 use crate::error::Error;
+use crate::store::SetAside;
 use crate::store::catalog::{ERRORS_KEPT, ErrorNote};
 use crate::sync::{AtomicBool, Ordering};
 
@@ -45,6 +46,11 @@ impl Errors {
         let (kind, message) = (error.kind().as_str().to_owned(), error.to_string());
         self.note(ErrorNote { path: path.clone(), kind, message, at: SystemTime::now() });
         self.unsaved.store(true, Ordering::Release);
+    }
+
+    /// Remembers files of users that an eviction could not leave where they were.
+    pub(crate) fn remember_aside(&self, set_aside: &[SetAside]) {
+        set_aside.iter().for_each(|left| self.remember(&left.path, &left.error()));
     }
 
     fn note(&self, note: ErrorNote) {

@@ -74,6 +74,14 @@ impl Engine {
         self.cache.is_limited() && self.evict_now(lacking, Urgency::Ahead) > 0
     }
 
+    /// Evicts one version, whenever it was used; `false` if it is in use or not here.
+    pub(crate) fn evict_one(&self, ino: u64) -> Result<bool> {
+        let last_use = self.cache.files.get(&ino);
+        let last_use = last_use.map_or(0, |file| file.last_use.load(Ordering::Relaxed));
+        let Some(going) = self.cache.hold(last_use, ino) else { return Ok(false) };
+        self.remove_from_disk(vec![going]).map(|_freed| true)
+    }
+
     /// Whole files, the one that was used longest ago first.
     fn evict_files(&self, goal: u64) -> u64 {
         let (mut freed, mut is_new_look) = (0, false);
@@ -118,9 +126,12 @@ impl Engine {
     fn remove_from_disk(&self, batch: Vec<Going>) -> Result<u64> {
         let proofs: Vec<_> = batch.iter().map(|going| self.proof_of(going)).collect();
         let leaving: Vec<Leaving<'_>> = batch.iter().map(Going::leaving).collect();
-        if let Err(error) = self.destination.evict_all(&leaving) {
-            batch.into_iter().for_each(Going::stay);
-            return Err(error);
+        match self.destination.evict_all(&leaving) {
+            Ok(set_aside) => self.stats.errors.remember_aside(&set_aside),
+            Err(error) => {
+                batch.into_iter().for_each(Going::stay);
+                return Err(error);
+            }
         }
         let mut freed = 0;
         for (going, proof) in batch.into_iter().zip(proofs) {
@@ -213,8 +224,11 @@ impl Engine {
             let what = LeavingFrom::Backing(&part);
             destination.evict_all(&[Leaving { path: &path, ino, what }])
         });
-        if let Err(error) = gone.await {
-            tracing::warn!(path = %file.path, %error, "superseded; it stays until the next start");
+        match gone.await {
+            Ok(set_aside) => self.stats.errors.remember_aside(&set_aside),
+            Err(error) => {
+                tracing::warn!(path = %file.path, %error, "superseded; it stays until the next start");
+            }
         }
     }
 

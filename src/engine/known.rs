@@ -7,6 +7,7 @@ use crate::core::flight::Boarded;
 use crate::core::phase::Phase;
 use crate::core::table::Table;
 use crate::engine::listing::Listing;
+use crate::engine::named::Named;
 use crate::engine::node::{Body, Node};
 use crate::engine::stats::Counter;
 use crate::engine::tree::identity_of;
@@ -67,31 +68,54 @@ impl Engine {
         })
     }
 
-    /// Brings what the catalog has of a name into memory: its node, or at least the number that was reserved for it. Blocking.
+    /// Brings what the catalog has of a name into memory: its node, or at least the number that was reserved for it. Nothing of a name
+    /// that is gone. Blocking.
     pub(super) fn recall(
         &self,
         directory: &Arc<Node>,
         name: &OsStr,
     ) -> (Option<Arc<Node>>, Option<u64>) {
+        loop {
+            let before = self.tree.gone.count();
+            if self.tree.gone.has(directory.ino, name) {
+                return (None, None);
+            }
+            let found = self.recall_once(directory, name);
+            if self.tree.gone.count() == before {
+                return found;
+            }
+            // It may have gone, and been forgotten, while we read.
+            if let Some(node) = &found.0 {
+                let named = Named::new(directory.ino, name, node);
+                self.tree.names.take_exact(&named, usize::MAX);
+            }
+        }
+    }
+
+    fn recall_once(&self, directory: &Arc<Node>, name: &OsStr) -> (Option<Arc<Node>>, Option<u64>) {
         let found = self.destination.catalog().name(directory.ino, name);
         let found = found.unwrap_or_else(|error| {
             tracing::warn!(%error, "name unreadable");
             None
         });
-        let Some(record) = found else { return (None, self.listed_ino(directory, name)) };
+        let Some(mut record) = found else { return (None, self.listed_ino(directory, name)) };
+        // Most have none: they share the one that says so.
+        let has_none = record.xattrs.take_if(|xattrs| xattrs.is_empty()).is_some();
         let ino = record.ino;
-        let key = self.tree.key(directory.ino, name);
-        let node = match self.tree.nodes.get(&ino) {
+        let node = match self.tree.nodes.get(ino) {
             Some(node) => node,
             None => {
                 let Some(node) = Node::recalled(Some((directory, name)), record) else {
                     return (None, Some(ino));
                 };
+                if has_none {
+                    node.xattrs.store(Some(Arc::clone(&self.no_xattrs)));
+                }
                 self.recall_links(&node);
-                self.tree.nodes.get_or_insert(ino, Arc::new(node))
+                self.tree.nodes.get_or_insert(Arc::new(node))
             }
         };
-        match self.tree.names.compare_exchange(key, None, Arc::clone(&node)) {
+        match self.tree.name(directory.ino, name, None, &node) {
             Ok(()) => {
                 if let Some(identity) = identity_of(&node.attributes()) {
                     self.tree.links.get_or_insert(identity, Arc::clone(&node));
@@ -154,7 +178,7 @@ impl Engine {
 
     /// The kernel has forgotten `count` lookups of an inode: it may leave memory.
     pub fn forget(&self, ino: u64, count: u64) {
-        let Some(node) = self.tree.nodes.get(&ino).filter(|node| node.ino != ROOT_INO) else {
+        let Some(node) = self.tree.nodes.get(ino).filter(|node| node.ino != ROOT_INO) else {
             return;
         };
         if !node.unrefer(count) {
@@ -164,6 +188,10 @@ impl Engine {
             // Whether the catalog has all of it is looked up where one may wait.
             Body::File(file) if file.get().is_some() => {
                 self.tree.leaving.insert(ino, ());
+            }
+            Body::Directory(directory) => {
+                directory.listing.load().iter().for_each(|listing| listing.note_disuse());
+                self.let_go(node);
             }
             _ => self.let_go(node),
         }
@@ -207,15 +235,19 @@ impl Engine {
 
     /// Takes a node out of all tables unless somebody else holds it.
     fn remove(&self, node: &Arc<Node>) -> bool {
-        let key = self.tree.key(node.parent_ino(), node.name());
+        let named = Named::First(Arc::clone(node));
         let identity = identity_of(&node.attributes());
-        let was_named = self.tree.names.remove_exact(&key, node);
+        let was_named = self.tree.names.take_exact(&named, usize::MAX);
         let was_linked = identity.is_some_and(|id| self.tree.links.remove_exact(&id, node));
-        if self.tree.nodes.remove_unused(&node.ino, node, 1) {
+        // The caller, `named` and the shelf have it.
+        if self.tree.nodes.take_exact(node, 3) {
             return true;
         }
         if was_named {
-            self.tree.names.get_or_insert(key, Arc::clone(node));
+            self.tree.names.get_or_insert(named.clone());
+            if self.tree.gone.has(node.parent_ino(), node.name()) {
+                self.tree.names.take_exact(&named, usize::MAX);
+            }
         }
         if let Some(identity) = identity.filter(|_| was_linked) {
             self.tree.links.get_or_insert(identity, Arc::clone(node));
@@ -240,7 +272,7 @@ impl Engine {
         for node in self.tree.listed.values() {
             let Ok(directory) = node.directory() else { continue };
             let Some(listing) = directory.listing.load_full() else { continue };
-            if listing.is_recorded() && now.saturating_sub(listing.used_ms()) >= LISTING_IDLE_MS {
+            if listing.is_recorded() && listing.is_idle(now, LISTING_IDLE_MS) {
                 directory.listing.compare_and_swap(&listing, None);
                 self.tree.listed.remove(&node.ino);
                 for entry in listing.after(0) {
@@ -252,7 +284,7 @@ impl Engine {
         }
         for ino in self.tree.leaving.keys() {
             self.tree.leaving.remove(&ino);
-            if let Some(node) = self.tree.nodes.get(&ino) {
+            if let Some(node) = self.tree.nodes.get(ino) {
                 self.let_go(node);
             }
         }

@@ -190,6 +190,7 @@ impl Engine {
         if node.ino == ROOT_INO {
             self.refresh_root(node).await;
         }
+        self.learn_xattrs(node);
         on_disk("take in listing", move || work.finish()).await
     }
 

@@ -90,8 +90,15 @@ impl Listing {
         self.listed_ms() != NEVER
     }
 
-    pub(super) fn used_ms(&self) -> u64 {
-        self.used_ms.load(Ordering::Relaxed)
+    /// Whether nobody has used it for so long, or nobody can who does not ask for it anew.
+    pub(super) fn is_idle(&self, now_ms: u64, idle_ms: u64) -> bool {
+        let used_ms = self.used_ms.load(Ordering::Relaxed);
+        used_ms == NEVER || now_ms.saturating_sub(used_ms) >= idle_ms
+    }
+
+    /// The kernel has forgotten its directory.
+    pub(super) fn note_disuse(&self) {
+        self.used_ms.store(NEVER, Ordering::Relaxed);
     }
 
     pub(super) fn note_use(&self, now_ms: u64) {

@@ -3,13 +3,15 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`stats`] | how it behaves; what it counts |
-//! | [`node`], [`tree`], [`ask`] | inodes and versions; names and their freshness; asking the source about one |
+//! | [`node`], `named`, [`tree`], [`ask`] | inodes and versions; their names; what these mean now; asking the source about one |
 //! | [`listing`], [`list`] | what a directory holds; asking the source for it |
+//! | [`xattrs`] | extended attributes, also while the source is away |
 //! | [`changes`] | what becomes of them when the source changes |
-//! | [`known`], [`recorder`] | the tree out of the catalog into memory and back; what the source shows goes into the catalog |
+//! | [`known`], [`recorder`], `gone` | the tree out of the catalog into memory and back; what the source shows goes into the catalog, and what it shows no more leaves it |
 //! | [`mod@file`] | one version of one file: presence, backing file, phase |
 //! | [`fetch`], [`read`] | from the source into backing files; from there to readers |
 //! | [`publish`], [`publisher`] | finished files are verified; they become plain files, small ones in groups |
+//! | `sidecar` | checksums that lie beside their files at the source |
 //! | [`adopt`], [`compare`] | files that lie in DIR already are compared and kept |
 //! | [`resume`] | checkpoints, and going on where an earlier life ended |
 //! | `through` | from the source straight to readers |
@@ -33,11 +35,13 @@ pub mod errors;
 pub mod evict;
 pub mod fetch;
 pub mod file;
+mod gone;
 pub mod hydrate;
 pub mod known;
 pub mod limits;
 pub mod list;
 pub mod listing;
+mod named;
 pub mod node;
 pub mod publish;
 pub mod publisher;
@@ -47,11 +51,13 @@ pub mod report;
 pub mod resume;
 pub mod room;
 pub mod settings;
+mod sidecar;
 pub mod stats;
 pub mod switch;
 mod through;
 pub mod tree;
 pub mod verify;
+pub mod xattrs;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -170,6 +176,7 @@ impl Engine {
         let (root, beginning) = on_disk("begin copy", move || begin(&disk, &name, looked)).await?;
         let first_chunk = beginning.first_chunk;
         stats.errors.restore(beginning.errors);
+        stats.errors.remember_aside(&destination.recovery().set_aside);
         let (recorder, hears) = Recorder::new();
         let disk = Arc::clone(&destination);
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
@@ -278,6 +285,11 @@ impl Engine {
         }
         self.room.update(&space);
         Ok(space)
+    }
+
+    /// Bytes that were free at the destination at the last look, and bytes that stay free.
+    pub fn room_seen(&self) -> (u64, u64) {
+        self.room.seen()
     }
 
     /// Whether the destination has too little room to keep more.

@@ -1,19 +1,21 @@
 //! Inodes.
 
 use std::ffi::{OsStr, OsString};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
+use once_cell::race::OnceBox;
 
 use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::flight::Flight;
 use crate::core::path::RelPath;
+use crate::core::slot::Slot;
 use crate::engine::file::LazyFile;
 use crate::engine::listing::Listing;
 use crate::engine::{NEVER, ROOT_INO};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::{NameRecord, Packed};
-use crate::sync::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The source confirmed it in this life.
 const CONFIRMED: u8 = 1;
@@ -25,7 +27,9 @@ const SUPERSEDED: u8 = 1 << 2;
 const EARLIER: u8 = 1 << 3;
 
 /// The references of a node that is just leaving memory.
-const LEAVING: u64 = u64::MAX;
+const LEAVING: u32 = u32::MAX;
+/// As many references as can be counted. Who has that many is not known to have fewer ever again, and stays.
+const MANY: u32 = LEAVING - 1;
 
 /// What a path of the source is at one time. One inode number names one version of one file. There is one for each inode that somebody
 /// looked up, perhaps a million: what only some need is made when they do.
@@ -39,11 +43,11 @@ pub struct Node {
     parent: Option<Arc<Node>>,
     /// The name under which it was first seen.
     name: Box<OsStr>,
-    attributes: ArcSwap<Packed>,
+    attributes: Slot<Packed>,
     /// When the attributes were last known to be right, in ms since the engine's start. Relaxed: a hint.
     checked_ms: AtomicU64,
     /// Lookups that the kernel has not forgotten. It leaves memory only when there are none.
-    references: AtomicU64,
+    references: AtomicU32,
     /// What is said of it above.
     state: AtomicU8,
     pub(crate) xattrs: ArcSwapOption<Xattrs>,
@@ -56,7 +60,7 @@ pub type Xattrs = Vec<(OsString, Vec<u8>)>;
 #[derive(Debug)]
 pub enum Body {
     /// A regular file; its bytes once somebody wants them.
-    File(OnceLock<Arc<LazyFile>>),
+    File(OnceBox<Arc<LazyFile>>),
     /// A directory.
     Directory(Box<Directory>),
     /// A symlink; where it leads, once that was asked.
@@ -79,7 +83,7 @@ pub struct Directory {
 impl Body {
     fn of(kind: EntryKind) -> Self {
         match kind {
-            EntryKind::File => Self::File(OnceLock::new()),
+            EntryKind::File => Self::File(OnceBox::new()),
             EntryKind::Directory => Self::Directory(Box::default()),
             EntryKind::Symlink => Self::Symlink(ArcSwapOption::empty()),
             _ => Self::Other,
@@ -100,9 +104,9 @@ impl Node {
             body: Body::of(attributes.kind),
             parent: place.map(|(parent, _)| Arc::clone(parent)),
             name: place.map_or(OsStr::new(""), |(_, name)| name).into(),
-            attributes: ArcSwap::from_pointee(Packed::new(attributes)),
+            attributes: Slot::new(Packed::new(attributes)),
             checked_ms: AtomicU64::new(now_ms),
-            references: AtomicU64::new(0),
+            references: AtomicU32::new(0),
             state: AtomicU8::new(CONFIRMED | UNRECORDED),
             xattrs: ArcSwapOption::empty(),
         }
@@ -123,9 +127,9 @@ impl Node {
             body,
             parent: place.map(|(parent, _)| Arc::clone(parent)),
             name: place.map_or(OsStr::new(""), |(_, name)| name).into(),
-            attributes: ArcSwap::from_pointee(packed),
+            attributes: Slot::new(packed),
             checked_ms: AtomicU64::new(NEVER),
-            references: AtomicU64::new(0),
+            references: AtomicU32::new(0),
             state: AtomicU8::new(EARLIER),
             xattrs: ArcSwapOption::from_pointee(record.xattrs),
         })
@@ -166,16 +170,16 @@ impl Node {
 
     /// The attributes as last seen.
     pub fn attributes(&self) -> Attributes {
-        self.attributes.load().unpack()
+        self.attributes.get().unpack()
     }
 
-    pub(super) fn packed(&self) -> Arc<Packed> {
-        self.attributes.load_full()
+    pub(super) fn packed(&self) -> Packed {
+        self.attributes.get()
     }
 
     /// What it is.
     pub fn kind(&self) -> EntryKind {
-        self.attributes.load().kind()
+        self.attributes.get().kind()
     }
 
     /// Takes in what the source says of the same version now; whether anything of it is news.
@@ -185,11 +189,13 @@ impl Node {
         {
             file.confirm(attributes);
         }
-        let packed = Packed::new(attributes);
-        let is_news = **self.attributes.load() != packed;
+        let changed = self.attributes.get().unpack().changed;
+        let is_news = self.attributes.replace(Packed::new(attributes));
         if is_news {
-            self.attributes.store(Arc::new(packed));
-            self.xattrs.store(None);
+            // A change of extended attributes changes the time of the inode's change; reading changes others only.
+            if attributes.changed.is_none() || changed != attributes.changed {
+                self.xattrs.store(None);
+            }
             self.state.fetch_or(UNRECORDED, Ordering::AcqRel);
         }
         self.state.fetch_or(CONFIRMED, Ordering::Relaxed);
@@ -233,7 +239,7 @@ impl Node {
 
     /// Whether `attributes` describe this version: for a file its fingerprint, else its kind.
     pub fn is_same_version(&self, attributes: &Attributes) -> bool {
-        let mine = self.attributes.load();
+        let mine = self.attributes.get();
         mine.kind() == attributes.kind
             && (mine.kind() != EntryKind::File
                 || mine.unpack().fingerprint == attributes.fingerprint)
@@ -253,13 +259,14 @@ impl Node {
 
     /// The kernel learns of it once more; `false` if it is just leaving memory: then it has to be looked up anew.
     pub fn refer(&self) -> bool {
-        let more = |now| (now != LEAVING).then(|| now + 1);
+        let more = |now: u32| (now != LEAVING).then(|| MANY.min(now + 1));
         self.references.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// The kernel forgot `count` lookups; whether these were the last.
     pub(super) fn unrefer(&self, count: u64) -> bool {
-        let less = |now: u64| (now != LEAVING).then(|| now.saturating_sub(count));
+        let count = u32::try_from(count).unwrap_or(MANY);
+        let less = |now: u32| (now < MANY).then(|| now.saturating_sub(count));
         let before = self.references.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
         before.is_ok_and(|before| before <= count)
     }
@@ -285,7 +292,8 @@ impl Node {
         };
         let file = file.get_or_init(|| {
             let file = LazyFile::new(self.ino, self.path(), self.attributes());
-            Arc::new(if self.has(EARLIER) { file.of_an_earlier_life() } else { file })
+            let is_earlier = self.has(EARLIER);
+            Box::new(Arc::new(if is_earlier { file.of_an_earlier_life() } else { file }))
         });
         if self.has(SUPERSEDED) {
             file.mark_stale();
@@ -306,7 +314,7 @@ impl Node {
         if let Body::File(file) = &self.body {
             let made = LazyFile::new(self.ino, path.clone(), self.attributes());
             // Somebody who was quicker wants bytes that are not here yet.
-            drop(file.set(Arc::new(made.of_an_earlier_life())));
+            drop(file.set(Box::new(Arc::new(made.of_an_earlier_life()))));
         }
     }
 

@@ -12,6 +12,7 @@ use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
 use crate::engine::publisher::Ready;
 use crate::engine::resume::is_ours;
+use crate::engine::sidecar::Expected;
 use crate::engine::{Engine, jitter, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::ProofClass;
@@ -105,8 +106,15 @@ impl Engine {
     }
 
     pub(crate) fn note_published(&self, file: &LazyFile, proof: ProofClass) {
-        if file.phase.advance(Phase::Published) {
+        if self.set_published(file, proof) {
             self.stats.count_proof(proof);
+        }
+    }
+
+    /// It is a plain file now, which may be known and counted already; `false` if it was superseded or is one for long.
+    pub(crate) fn set_published(&self, file: &LazyFile, proof: ProofClass) -> bool {
+        let is_now = file.phase.advance(Phase::Published);
+        if is_now {
             self.publisher.verdicts.remove(&file.ino);
             if !self.changes.is_refused(file.ino) {
                 self.stats.errors.succeeded(&file.path);
@@ -114,6 +122,7 @@ impl Engine {
             tracing::debug!(path = %file.path, ino = file.ino, size = file.size(), ?proof, "published");
         }
         file.hashes.clear();
+        is_now
     }
 
     /// Whether the bytes that are here are of no use: the disk lost them, or they are not those that the source sums up. A source that
@@ -201,18 +210,21 @@ impl Engine {
         } else {
             self.confirm_unhashed(file, &backing).await?;
         }
-        let metadata = self.source_metadata(file).await?;
+        let mut metadata = self.source_metadata(file).await?;
+        let expected = self.expected(file, &metadata.attributes).await?;
         // Not before: many files wait for their source at the same time.
         let permit = self.publisher.permit().await;
-        // The latest word of the source on this version.
-        let checksum = metadata.attributes.checksum.clone();
-        let checksum = checksum.or_else(|| file.attributes.checksum.clone());
         let (engine, checked, hashed) = (Arc::clone(self), Arc::clone(file), Arc::clone(&backing));
+        let word = expected.clone();
         let look = move || {
-            let verified = verify(&checked, &hashed, checksum.as_ref())?;
+            let verified = verify(&checked, &hashed, word.as_ref())?;
             Ok((verified, engine.may_replace(&checked.path).map_err(Error::of_destination)?))
         };
         let ((hash, proof), replace) = on_disk("verify file", look).await?;
+        metadata.attributes.checksum = match proof {
+            ProofClass::SourceChecksum => expected.map(|expected| expected.checksum),
+            _ => None,
+        };
         if file.claims.epoch() != epoch {
             let error = Error::new(Kind::Corrupt, "verify file").at(file.path.as_path());
             let why = "what was received was taken back meanwhile";
@@ -357,9 +369,9 @@ fn unhashed(file: &LazyFile) -> Vec<ByteRange> {
 fn verify(
     file: &LazyFile,
     backing: &BackingFile,
-    checksum: Option<&Checksum>,
+    expected: Option<&Expected>,
 ) -> Result<(FileHash, ProofClass)> {
-    let (found, sum) = match checksum {
+    let (found, sum) = match expected.map(|expected| &expected.checksum) {
         None => hash_backing(backing, file.size()).map(|hash| (hash, None)),
         Some(like) => hash_with(backing, file.size(), like).map(|(hash, sum)| (hash, Some(sum))),
     }
@@ -372,10 +384,16 @@ fn verify(
             return Err(corrupt(why).of_destination());
         }
     }
-    let proof = match checksum.zip(sum) {
+    let proof = match expected.zip(sum) {
         None => ProofClass::Transfer,
-        Some((theirs, ours)) if *theirs == ours => ProofClass::SourceChecksum,
-        Some((theirs, ours)) => return Err(corrupt(contradiction(theirs, &ours))),
+        Some((Expected { checksum, .. }, ours)) if *checksum == ours => ProofClass::SourceChecksum,
+        Some((Expected { checksum, may_be_outdated: false }, ours)) => {
+            return Err(corrupt(contradiction(checksum, &ours)));
+        }
+        Some((Expected { checksum, .. }, ours)) => {
+            tracing::warn!(path = %file.path, says = %checksum, is = %ours, "its checksum file is older, and of other bytes: not used");
+            ProofClass::Transfer
+        }
     };
     Ok((found, proof))
 }

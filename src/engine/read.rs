@@ -333,6 +333,17 @@ impl Engine {
         Ok(buffer)
     }
 
+    /// Keeps what is open readable, whatever becomes of the names in the destination. Blocking.
+    pub fn keep_open_files(&self) {
+        for handle in self.handles.all() {
+            for backing in handle.published.iter().cloned().chain(handle.file.backing()) {
+                if let Err(error) = backing.keep_open() {
+                    tracing::warn!(path = %handle.file.path, %error, "an open file cannot be held");
+                }
+            }
+        }
+    }
+
     /// The descriptor of a published file, for the kernel to read by itself. It stays the one that the handle has, whatever becomes of
     /// the file: what it occupies counts until the handle is closed.
     pub fn published_descriptor(&self, handle: &Handle) -> Option<Arc<OwnedFd>> {

@@ -15,7 +15,7 @@ use crate::engine::listing::Listing;
 use crate::engine::node::{Body, Node, Xattrs};
 use crate::engine::{Engine, ROOT_INO, on_disk};
 use crate::store::catalog::{KnownFiles, NameChange, NameRecord};
-use crate::sync::{Closer, Signal, signal};
+use crate::sync::{AtomicU64, Closer, Ordering, Signal, signal};
 
 /// Names in one commit.
 const BATCH: usize = 4096;
@@ -45,20 +45,30 @@ pub(super) enum Said {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     said: mpsc::UnboundedSender<Said>,
+    /// How much was said, and how much of that was written or failed to be. Release; pairs with Acquire in `is_idle`.
+    said_count: AtomicU64,
+    written_count: AtomicU64,
 }
 
 impl Recorder {
     /// A way, and its end for [`Recorder::run`].
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Said>) {
         let (said, hears) = mpsc::unbounded_channel();
-        (Self { said }, hears)
+        (Self { said, said_count: AtomicU64::new(0), written_count: AtomicU64::new(0) }, hears)
     }
 
     pub(super) fn say(&self, said: Said) {
+        self.said_count.fetch_add(1, Ordering::Release);
         // The task ends with the engine; what the catalog does not learn is asked for again.
         if self.said.send(said).is_err() {
             tracing::debug!("nobody left to record names");
         }
+    }
+
+    /// Whether everything that was said is in the catalog, or failed to come there.
+    pub(super) fn is_idle(&self) -> bool {
+        let written = self.written_count.load(Ordering::Acquire);
+        self.said_count.load(Ordering::Acquire) == written
     }
 
     /// Wakes when everything that was said before is recorded, or failed to be.
@@ -113,8 +123,9 @@ struct Writer {
 
 impl Writer {
     fn write(&mut self, engine: &Engine, said: Vec<Said>) {
+        let count = said.len() as u64;
         let mut changes = Vec::with_capacity(said.len());
-        let mut nodes = Vec::new();
+        let (mut nodes, mut gone) = (Vec::new(), Vec::new());
         let (mut waiting, mut listings) = (Vec::new(), Vec::new());
         for one in said {
             match one {
@@ -127,18 +138,21 @@ impl Writer {
                     }));
                     nodes.extend(node);
                 }
-                Said::Gone { parent, name } => match engine.tree.find(parent, &name) {
-                    None => changes.push(NameChange::Remove { parent, name }),
-                    Some(node) => {
-                        let record = record_of(parent, &name, Some(&node), None);
-                        changes.extend(record.map(|record| NameChange::Put {
-                            parent,
-                            name,
-                            record,
-                        }));
-                        nodes.push(node);
+                Said::Gone { parent, name } => {
+                    let is_gone = engine.tree.gone.has(parent, &name);
+                    match engine.tree.find(parent, &name).filter(|_| !is_gone) {
+                        None => {
+                            gone.push((parent, name.clone()));
+                            changes.push(NameChange::Remove { parent, name });
+                        }
+                        Some(node) => {
+                            let record = record_of(parent, &name, Some(&node), None);
+                            let put = |record| NameChange::Put { parent, name, record };
+                            changes.extend(record.map(put));
+                            nodes.push(node);
+                        }
                     }
-                },
+                }
                 Said::Complete { directory, listing } => {
                     let Some(listing) = listing.upgrade() else { continue };
                     if self.spoilt.contains(&directory) {
@@ -157,6 +171,7 @@ impl Writer {
                 Ok(known) => {
                     engine.count_known(known);
                     listings.iter().for_each(|listing| listing.set_recorded());
+                    gone.iter().for_each(|(parent, name)| engine.tree.gone.unmark(*parent, name));
                 }
                 Err(error) => {
                     tracing::warn!(%error, names = changes.len(), "names not recorded");
@@ -169,6 +184,7 @@ impl Writer {
         if self.undurable >= DURABLE_EVERY {
             self.make_durable(engine);
         }
+        engine.recorder.written_count.fetch_add(count, Ordering::Release);
         drop(waiting);
     }
 
@@ -231,7 +247,7 @@ fn record_of(
         kind: packed.kind(),
         position: listed.map_or(0, |(position, ..)| position),
         is_first: node.parent_ino() == parent && node.name() == name,
-        attributes: Some((*packed).clone()),
+        attributes: Some(packed),
         target,
         xattrs: node.xattrs.load().as_deref().filter(is_small).cloned(),
     })

@@ -159,10 +159,11 @@ impl Engine {
                 self.publisher.note_ours(path, published.identity());
                 file.set_backing(Some(published));
                 file.claims.mark_present(ByteRange::new(0, file.size()));
-                if !was_here {
+                let proof = record.proof.unwrap_or(ProofClass::Transfer);
+                if self.set_published(file, proof) && !was_here {
                     self.stats.metadata_lost.add(record.losses.len() as u64);
+                    self.stats.count_proof(proof);
                 }
-                self.note_published(file, record.proof.unwrap_or(ProofClass::Transfer));
                 self.stats.files_restored.increment();
                 self.cache.took_over(file);
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::store::Space;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 const GIB: u64 = 1 << 30;
 /// Between two looks of what waits for room.
@@ -19,12 +19,22 @@ pub struct Room {
     short: AtomicBool,
     /// A write found no room, and none has succeeded since: what statvfs says does not count, as no quota shows there. Relaxed too.
     refused: AtomicBool,
+    /// What was free at the last look, and what of it stays free. Relaxed: for people.
+    free: AtomicU64,
+    kept_free: AtomicU64,
 }
 
 impl Room {
     /// Nothing is known yet; room is taken to be there.
     pub fn new(reserve: Option<u64>) -> Self {
-        Self { reserve, short: AtomicBool::new(false), refused: AtomicBool::new(false) }
+        let [short, refused] = [false; 2].map(AtomicBool::new);
+        let [free, kept_free] = [0; 2].map(AtomicU64::new);
+        Self { reserve, short, refused, free, kept_free }
+    }
+
+    /// Bytes that were free at the last look, and bytes that stay free.
+    pub fn seen(&self) -> (u64, u64) {
+        (self.free.load(Ordering::Relaxed), self.kept_free.load(Ordering::Relaxed))
     }
 
     /// Bytes that would have to go until room is not short any more.
@@ -39,6 +49,8 @@ impl Room {
     /// Takes in what the file system says.
     pub fn update(&self, space: &Space) {
         let reserve = self.reserve(space);
+        self.free.store(space.free_bytes, Ordering::Relaxed);
+        self.kept_free.store(reserve, Ordering::Relaxed);
         let is_full = space.free_bytes < reserve || space.is_used_up();
         let short = is_full || self.is_refused();
         if self.short.swap(short, Ordering::Relaxed) != short {

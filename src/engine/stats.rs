@@ -89,6 +89,8 @@ pub struct Stats {
     pub reads_waited: Counter,
     /// As above.
     pub reads_failed: Counter,
+    /// How long the last read took that had to wait, in ms; 0 = none had to, or less than one.
+    pub last_wait_ms: Counter,
     /// Wake-ups of waiting readers.
     pub wake_ups: Counter,
     /// Smoothed rate of `bytes_fetched`.

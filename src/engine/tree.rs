@@ -5,7 +5,6 @@
 //! seen confirmed is worth waiting for, unless the source is known to be slow.
 
 use std::ffi::{OsStr, OsString};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::core::attributes::{Attributes, EntryKind};
@@ -13,8 +12,11 @@ use crate::core::flight::Flights;
 use crate::core::ids::Ids;
 use crate::core::path::RelPath;
 use crate::core::priority::Priority;
+use crate::core::shelf::Shelf;
 use crate::core::table::Table;
+use crate::engine::gone::Gone;
 use crate::engine::known::LetGo;
+use crate::engine::named::Named;
 use crate::engine::node::Node;
 use crate::engine::{Engine, NEVER, ROOT_INO};
 use crate::error::{Error, Kind, Result};
@@ -22,15 +24,12 @@ use crate::store::RESERVED_NAMES;
 use crate::sync::{AtomicBool, Ordering};
 
 type Place = (u64, OsString);
-/// Stands for a [`Place`]: two hashes with secret keys. That two places of one life share it is less likely than any error of the
-/// memory it lies in.
-pub(super) type PlaceKey = u128;
 
 /// The inodes and names that are in memory.
 #[derive(Debug)]
 pub struct Tree {
-    pub(super) nodes: Table<u64, Arc<Node>>,
-    pub(super) names: Table<PlaceKey, Arc<Node>>,
+    pub(super) nodes: Shelf<Arc<Node>>,
+    pub(super) names: Shelf<Named>,
     /// Inodes with several names, by their identity at the source.
     pub(super) links: Table<(u64, u64), Arc<Node>>,
     /// Directories whose listings are in memory.
@@ -38,31 +37,31 @@ pub struct Tree {
     /// Inodes that could not leave memory when the kernel forgot them.
     pub(super) leaving: Table<u64, ()>,
     pub(super) let_go: LetGo,
+    pub(super) gone: Gone,
     pub(super) stats_under_way: Flights<Place>,
     pub(super) revalidations: Flights<u64>,
     pub(super) inos: Ids,
     /// The source let a revalidation wait past its grace; nobody waits for one until it answers again.
     slow: AtomicBool,
-    hashers: [RandomState; 2],
 }
 
 impl Tree {
     /// Only the root is known.
     pub fn new(root: Node, first_ino: u64) -> Self {
         let tree = Self {
-            nodes: Table::default(),
-            names: Table::default(),
+            nodes: Shelf::default(),
+            names: Shelf::default(),
             links: Table::default(),
             listed: Table::default(),
             leaving: Table::default(),
             let_go: LetGo::default(),
+            gone: Gone::default(),
             stats_under_way: Flights::default(),
             revalidations: Flights::default(),
             inos: Ids::starting_at(first_ino.max(ROOT_INO + 1)),
             slow: AtomicBool::new(false),
-            hashers: [RandomState::new(), RandomState::new()],
         };
-        tree.nodes.insert(ROOT_INO, Arc::new(root));
+        tree.nodes.insert(Arc::new(root));
         tree
     }
 
@@ -71,17 +70,25 @@ impl Tree {
         self.nodes.values()
     }
 
-    pub(super) fn key(&self, parent: u64, name: &OsStr) -> PlaceKey {
-        let half = |hasher: &RandomState| u128::from(hasher.hash_one((parent, name)));
-        half(&self.hashers[0]) << 64 | half(&self.hashers[1])
-    }
-
     /// What memory has under a name; the root's is empty.
     pub(super) fn find(&self, parent: u64, name: &OsStr) -> Option<Arc<Node>> {
         if name.is_empty() {
-            return self.nodes.get(&ROOT_INO);
+            return self.nodes.get(ROOT_INO);
         }
-        self.names.get(&self.key(parent, name))
+        self.names.get((parent, name)).map(Named::into_node)
+    }
+
+    /// From now on the name means `node`, if it means `expected` now (nothing if there is none); else what it means.
+    pub(super) fn name(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        expected: Option<&Arc<Node>>,
+        node: &Arc<Node>,
+    ) -> Result<(), Option<Arc<Node>>> {
+        let named = |node: &Arc<Node>| Named::new(parent, name, node);
+        let exchanged = self.names.exchange(expected.map(named).as_ref(), named(node));
+        exchanged.map_err(|now| now.map(Named::into_node))
     }
 
     pub(super) fn is_slow(&self) -> bool {
@@ -100,7 +107,7 @@ impl Engine {
     /// `Stale` if there is none.
     pub fn node(&self, ino: u64) -> Result<Arc<Node>> {
         let unknown = || Error::new(Kind::Stale, "find inode").because(format!("number {ino}"));
-        self.tree.nodes.get(&ino).ok_or_else(unknown)
+        self.tree.nodes.get(ino).ok_or_else(unknown)
     }
 
     /// Looks a name up in memory; `None` = the catalog or the source has to be asked.
@@ -193,15 +200,16 @@ impl Engine {
         name: &OsStr,
         attributes: &Attributes,
     ) -> Result<Arc<Node>> {
-        let key = self.tree.key(directory.ino, name);
-        let (mut known, reserved) = match self.tree.names.get(&key) {
+        let (mut known, reserved) = match self.known(directory.ino, name) {
             Some(known) => (Some(known), None),
             None => self.recall(directory, name),
         };
+        let is_unheard_of = known.is_none() && reserved.is_none();
         loop {
             if let Some(node) = &known
                 && node.is_same_version(attributes)
             {
+                self.tree.gone.unmark(directory.ino, name);
                 if node.refresh(attributes, self.now_ms()) {
                     self.note_identity(node, attributes);
                     self.record_name(directory.ino, name, None);
@@ -213,13 +221,16 @@ impl Engine {
                 return Ok(Arc::clone(node));
             }
             let node = self.version(directory, name, attributes, reserved)?;
-            match self.tree.names.compare_exchange(key, known.as_ref(), Arc::clone(&node)) {
+            match self.tree.name(directory.ino, name, known.as_ref(), &node) {
                 Ok(()) => {
-                    self.tree.nodes.insert(node.ino, Arc::clone(&node));
+                    self.tree.gone.unmark(directory.ino, name);
+                    self.tree.nodes.insert(Arc::clone(&node));
                     self.note_there(directory, name);
                     self.record_name(directory.ino, name, None);
                     if let Some(old) = known {
                         self.supersede(&old, directory.ino, name);
+                    } else if is_unheard_of && self.destination.has_receipt() {
+                        self.changes.note_news(directory.ino);
                     }
                     return Ok(node);
                 }
@@ -245,18 +256,18 @@ impl Engine {
         // version has a higher number.
         let recorded = entry.as_ref().filter(|entry| entry.fingerprint == attributes.fingerprint);
         // Its name was gone and is there again, while somebody still has it open.
-        let known = recorded.and_then(|entry| self.tree.nodes.get(&entry.ino));
+        let known = recorded.and_then(|entry| self.tree.nodes.get(entry.ino));
         if let Some(node) = known.filter(|node| node.is_same_version(attributes)) {
             return Ok(node);
         }
         let last = entry.as_ref().map_or(0, |entry| entry.ino);
         let linked = identity_of(attributes).and_then(|identity| self.linked(identity, attributes));
         let linked = linked.filter(|ino| recorded.is_none() && *ino > last);
-        match linked.and_then(|ino| self.tree.nodes.get(&ino)) {
+        match linked.and_then(|ino| self.tree.nodes.get(ino)) {
             Some(node) if node.is_same_version(attributes) => return Ok(node),
             _ => {}
         }
-        let linked = linked.filter(|ino| self.tree.nodes.get(ino).is_none());
+        let linked = linked.filter(|ino| self.tree.nodes.get(*ino).is_none());
         let known = recorded.map(|entry| entry.ino).or(linked);
         let ino = known.or(reserved.filter(|ino| *ino > last));
         let ino = ino.unwrap_or_else(|| self.tree.inos.next());

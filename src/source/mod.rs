@@ -54,7 +54,7 @@ pub struct Traits {
     pub lists_attributes: bool,
     /// Names a remote machine: refresh after 60 s instead of 2 s, prefetch siblings' attributes.
     pub is_remote: bool,
-    /// Entries carry owners and modes.
+    /// Entries carry owners, modes and, perhaps, extended attributes.
     pub has_modes: bool,
     /// Requests that may run at once.
     pub connections: usize,

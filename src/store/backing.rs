@@ -50,7 +50,7 @@ pub struct BackingFile {
     identity: Identity,
     size: u64,
     pub(super) place: ArcSwap<Place>,
-    /// Holds what could not be opened again: a published file that its owner may not read.
+    /// Holds what could not be opened again: a published file that its owner may not read, or that is nobody's business any more.
     kept: ArcSwapOption<OwnedFd>,
     /// Set when a sync failed. Relaxed: whoever depends on it saw the failed call return.
     is_broken: AtomicBool,
@@ -200,6 +200,15 @@ impl BackingFile {
                 }
             }
         }
+    }
+
+    /// Keeps it readable for as long as this lives, whatever becomes of its name.
+    ///
+    /// # Errors
+    /// As [`BackingFile::descriptor`].
+    pub fn keep_open(&self) -> Result<()> {
+        self.kept.store(Some(self.descriptor()?));
+        Ok(())
     }
 
     /// Writes all of `bytes` at `offset`.

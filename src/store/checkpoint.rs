@@ -92,12 +92,13 @@ impl Destination {
         Ok(Some(Part { name: name.clone(), inode: part.identity().inode }))
     }
 
-    /// Nothing of this part counts any more: recorded first, then its file goes, when the last user drops it.
+    /// Nothing of this part counts any more: recorded first, then its file goes, when the last user drops it. A part that has been published
+    /// meanwhile is one no more: it stays, and so does its record.
     ///
     /// # Errors
     /// As a durable write of the catalog; the part then stays until the next start.
     pub fn abandon_part(&self, path: &RelPath, ino: u64, part: &BackingFile) -> Result<()> {
-        self.disk.catalog.clear(path, ino)?;
+        self.disk.catalog.clear(path, ino, part.identity().inode)?;
         part.let_go();
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -15,6 +16,7 @@ use crate::core::path::RelPath;
 use crate::core::pool::LruPool;
 use crate::error::{Error, Kind, Result};
 
+use super::Identity;
 use super::backing::Descriptor;
 use super::catalog::{CATALOG_NAME, Catalog};
 use super::elsewhere::POINTER_NAME;
@@ -47,8 +49,6 @@ pub enum Durability {
 /// What the user decided about a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationOptions {
-    /// Whether an existing DIR is made 0700 until it is complete, as a clone needs it. A DIR that is made here is 0700 in any case.
-    pub conceal: bool,
     /// Whether setuid, setgid and security.capability are kept.
     pub preserve_privileged: bool,
     /// Whether metadata that cannot be kept is an error.
@@ -68,7 +68,6 @@ pub struct DestinationOptions {
 impl Default for DestinationOptions {
     fn default() -> Self {
         Self {
-            conceal: false,
             preserve_privileged: false,
             strict_metadata: false,
             durability: Durability::Normal,
@@ -101,6 +100,8 @@ pub(super) struct Disk {
     /// What files may take, if that is limited.
     pub(super) budget: Option<Arc<Budget>>,
     pub(super) receipt: HasReceipt,
+    /// What the marker says; nobody marks what was only opened to be looked at.
+    pub(super) marker: ArcSwapOption<String>,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
     /// The lock of a DIR that is only looked at.
@@ -108,7 +109,7 @@ pub(super) struct Disk {
 }
 
 impl Destination {
-    /// Opens DIR, making it if it is missing; takes its lock, probes what it can do, opens the catalog and recovers
+    /// Opens DIR, making it (0700 until [`Destination::finish_root`]) if it is missing; takes its lock, probes what it can do, opens the catalog and recovers
     /// what an earlier life left: [`Destination::recovery`].
     ///
     /// # Errors
@@ -117,14 +118,11 @@ impl Destination {
     /// version wrote the catalog; `Corrupt` if that cannot be read.
     pub fn open(root: &Path, options: DestinationOptions) -> Result<Self> {
         let (root, is_new) = open_root(root)?;
-        let own = rustix::fs::fstat(root.fd())
-            .map_err(|errno| root.error("stat destination", &RelPath::root(), errno))?;
         let state = StateDirectory::open(&root, options.state_dir.as_deref())?;
         let abilities = probe::probe(state.parts())?;
         abilities.require(root.shown_as())?;
-        if is_new || options.conceal {
-            let mode = if is_new { 0o777 & !options.umask } else { own.st_mode & 0o7777 };
-            state.remember_own_mode(&root, mode)?;
+        if is_new {
+            state.remember_own_mode(&root, 0o777 & !options.umask)?;
             set_root_mode(&root, UNFINISHED_DIRECTORY)?;
         }
         let descriptors = LruPool::new(options.descriptors.unwrap_or_else(default_descriptors));
@@ -147,6 +145,7 @@ impl Destination {
             ids,
             budget,
             receipt,
+            marker: ArcSwapOption::empty(),
             salt,
             _viewed: None,
         };
@@ -209,11 +208,8 @@ impl Destination {
         self.recovery.swept_parts
     }
 
-    /// Puts the marker into DIR and takes a receipt away: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
-    ///
-    /// # Errors
-    /// `Exists` if something that is not our marker has its name; else as a write.
-    pub fn write_marker(&self, source: &str, go_on: &str) -> Result<()> {
+    /// What the marker says, from now on: `source` without secrets, and `go_on`, the exact command that goes on with this copy.
+    pub fn set_marker(&self, source: &str, go_on: &str) {
         let meaning = match self.disk.budget {
             None => {
                 "Files that are here are whole; files that are missing here were not copied yet.\n\
@@ -226,8 +222,65 @@ impl Destination {
         };
         let text =
             format!("{MARKER_FIRST_LINE}\n\nSource: {source}\nTo go on: {go_on}\n\n{meaning}\n");
-        self.remove_receipt()?;
-        self.disk.state.write_marker(&self.disk.root, MARKER_FIRST_LINE, &text)
+        self.disk.marker.store(Some(Arc::new(text)));
+    }
+
+    /// Puts the marker into DIR, durably, and then takes a receipt away. May be called by several at once.
+    ///
+    /// # Errors
+    /// `Exists` if something that is not our marker has its name; else as a write. The receipt then stays.
+    pub fn mark_incomplete(&self) -> Result<()> {
+        self.disk.mark_incomplete()
+    }
+
+    /// Whether a receipt shows that the copy was complete when somebody looked last, and nobody has found out more since.
+    ///
+    /// # Errors
+    /// As statat(2).
+    pub fn is_complete(&self) -> Result<bool> {
+        let root = &self.disk.root;
+        let marker = stat_entry(root.fd(), MARKER_NAME.as_ref())
+            .map_err(|errno| root.error("look for marker in", &RelPath::root(), errno))?;
+        Ok(marker.is_none() && self.has_receipt())
+    }
+
+    /// Makes DIR 0700 until [`Destination::finish_root`], as a clone needs it: no backup takes it for a whole tree.
+    ///
+    /// # Errors
+    /// As fchmod(2) and a write.
+    pub fn conceal(&self) -> Result<()> {
+        let disk = &self.disk;
+        disk.state.remember_own_mode(&disk.root, disk.root_mode()?)?;
+        set_root_mode(&disk.root, UNFINISHED_DIRECTORY)
+    }
+
+    /// Whether `path` leads to the directory that is open here. Never to be asked while a mount of ours covers it.
+    ///
+    /// # Errors
+    /// As stat(2).
+    pub fn is_at(&self, path: &Path) -> Result<bool> {
+        let failed = |errno| Error::io("stat destination", errno).at(path);
+        let there = rustix::fs::stat(path).map_err(failed)?;
+        let open = rustix::fs::fstat(self.disk.root.fd()).map_err(failed)?;
+        Ok(Identity::of(&there) == Identity::of(&open))
+    }
+
+    /// Waits until everything that was written to its file system is on the disk.
+    ///
+    /// # Errors
+    /// As syncfs(2).
+    pub fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(self.disk.root.fd())
+            .map_err(|errno| self.disk.root.own_error("sync file system of destination", errno))
+    }
+
+    /// Closes the catalog and leaves the lock, while files that are open here can still be read. Everything else fails from now on.
+    ///
+    /// # Errors
+    /// `Busy` if somebody still uses the catalog; as flock(2).
+    pub fn close(&self) -> Result<()> {
+        self.disk.catalog.close()?;
+        self.disk.state.leave_lock(&self.disk.root)
     }
 
     /// Takes the marker away, durably. It is no error if there is none.
@@ -299,6 +352,15 @@ impl Destination {
 }
 
 impl Disk {
+    /// See [`Destination::mark_incomplete`].
+    pub(super) fn mark_incomplete(&self) -> Result<()> {
+        if let Some(text) = &*self.marker.load() {
+            let draft = self.part_name(self.ids.next());
+            self.state.write_marker(&self.root, &draft, MARKER_FIRST_LINE, text)?;
+        }
+        self.remove_receipt()
+    }
+
     /// Refuses the names in DIR that are ours.
     pub(super) fn check_path(&self, path: &RelPath) -> Result<()> {
         let first = path.components().next();

@@ -6,12 +6,10 @@ use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, RenameFlags};
-use rustix::io::Errno;
-
 use crate::core::path::RelPath;
 use crate::error::Result;
 
+use super::aside::{Left, SetAside};
 use super::backing::remove_part;
 use super::catalog::{EntryPhase, EntryRecord, Part, Placed};
 use super::recovery::{Final, Standing};
@@ -138,33 +136,39 @@ impl Destination {
     }
 
     /// Whole versions go, after the catalog has taken all of them back in one commit. A part goes with the last who uses it, everything
-    /// else at once, but for what somebody changed or replaced.
+    /// else at once, but for what somebody changed or replaced. Returns what of that could not keep its name.
     ///
     /// # Errors
     /// As a durable write of the catalog; then all of them stay.
-    pub fn evict_all(&self, leaving: &[Leaving<'_>]) -> Result<()> {
+    pub fn evict_all(&self, leaving: &[Leaving<'_>]) -> Result<Vec<SetAside>> {
         let versions: Vec<_> = leaving.iter().map(|leaving| (leaving.path, leaving.ino)).collect();
         let placed = self.disk.catalog.clear_evicted(&versions)?;
+        let mut set_aside = Vec::new();
         for (leaving, placed) in leaving.iter().zip(placed) {
             let removed = match (leaving.what, placed) {
-                (LeavingFrom::Kept(KeptAs::Part(part)), _) => self.remove_kept_part(part),
+                (LeavingFrom::Kept(KeptAs::Part(part)), _) => {
+                    self.remove_kept_part(part).map(|()| None)
+                }
                 (LeavingFrom::Kept(KeptAs::Published(placed)), _) => {
                     // Also a version that was superseded, and is vouched for no more.
-                    self.remove_placed(leaving.path, *placed).map(drop)
+                    self.remove_placed(leaving.path, *placed)
                 }
                 (LeavingFrom::Backing(part), placed) => {
                     part.let_go();
                     match placed.filter(|placed| placed.inode == part.identity().inode) {
-                        Some(placed) => self.remove_placed(leaving.path, placed).map(drop),
-                        None => Ok(()),
+                        Some(placed) => self.remove_placed(leaving.path, placed),
+                        None => Ok(None),
                     }
                 }
             };
-            if let Err(error) = removed {
-                tracing::warn!(path = %leaving.path, %error, "stays on the disk until the next start");
+            match removed {
+                Ok(left) => set_aside.extend(left),
+                Err(error) => {
+                    tracing::warn!(path = %leaving.path, %error, "stays on the disk until the next start");
+                }
             }
         }
-        Ok(())
+        Ok(set_aside)
     }
 
     fn remove_kept_part(&self, part: &Part) -> Result<()> {
@@ -183,29 +187,16 @@ impl Destination {
             .is_some_and(|record| record.version.ino == ino && record.phase != EntryPhase::Absent))
     }
 
-    /// Takes a file of ours out of DIR; `false` if what has its name is another one now. It is looked at again once nobody else can
-    /// reach it, and put back if somebody was quicker.
-    fn remove_placed(&self, path: &RelPath, placed: Placed) -> Result<bool> {
-        let disk = &self.disk;
+    /// Takes a file of ours out of DIR, but nothing else that has its name.
+    fn remove_placed(&self, path: &RelPath, placed: Placed) -> Result<Option<SetAside>> {
         if self.final_of(path)? != Final::File(placed) {
-            return Ok(false);
+            return Ok(None);
         }
-        let failed = |errno| disk.root.error("evict", path, errno);
-        let parent = disk.root.parent_of(path)?;
-        let (parts, aside) = (disk.state.parts(), disk.part_name(disk.ids.next()));
-        match rustix::fs::renameat(&parent, path.name(), parts, aside.as_str()) {
-            Err(Errno::NOENT) => return Ok(false),
-            moved => moved.map_err(failed)?,
-        }
-        let identity = Identity { device: disk.state.device(), inode: placed.inode };
-        if is_entry(parts, OsStr::new(&aside), identity).map_err(failed)? {
-            rustix::fs::unlinkat(parts, aside.as_str(), AtFlags::empty()).map_err(failed)?;
-            return Ok(true);
-        }
-        let flags = RenameFlags::NOREPLACE;
-        rustix::fs::renameat_with(parts, aside.as_str(), parent.as_fd(), path.name(), flags)
-            .map_err(failed)?;
-        Ok(false)
+        let ino = self.disk.catalog.entry(path)?.map_or(0, |record| record.version.ino);
+        Ok(match self.disk.leave(path, ino, placed)? {
+            Left::Aside(left) => Some(left),
+            Left::Gone | Left::Theirs => None,
+        })
     }
 
     fn allocated_at(&self, path: &RelPath) -> Result<u64> {

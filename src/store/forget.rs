@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
 
+use super::aside::LEAVING_NAME;
 use super::catalog::{BALLAST_NAME, CATALOG_NAME, DRAFT_NAME as CATALOG_DRAFT_NAME};
 use super::destination::{MARKER_FIRST_LINE, MARKER_NAME, STATE_NAME};
 use super::elsewhere::{Elsewhere, OWNER_NAME, POINTER_NAME, pointer};
@@ -144,6 +145,10 @@ fn check_is_ours(root: &Root, state: BorrowedFd<'_>) -> Result<()> {
         return Err(foreign(shown, "it has no lock"));
     }
     for (name, kind) in list(state).map_err(failed)? {
+        if name == LEAVING_NAME && kind.is_dir() {
+            check_nobody_waits(state, &shown)?;
+            continue;
+        }
         let is_ours = FILES.iter().any(|file| name == *file) && kind.is_file()
             || DIRECTORIES.iter().any(|directory| name == *directory) && kind.is_dir();
         if !is_ours {
@@ -159,6 +164,20 @@ fn check_is_ours(root: &Root, state: BorrowedFd<'_>) -> Result<()> {
         }
     }
     pointer(state).map(drop).map_err(failed)
+}
+
+/// Nothing of a user's lies where files leave: he would lose it.
+fn check_nobody_waits(state: BorrowedFd<'_>, shown: &Path) -> Result<()> {
+    let shown = shown.join(LEAVING_NAME);
+    let failed = |errno| Error::io("forget", errno).at(&shown);
+    let leaving = open_beneath(state, LEAVING_NAME.as_bytes(), DIRECTORY).map_err(failed)?;
+    if list(leaving.as_fd()).map_err(failed)?.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Denied, "forget")
+        .at(&shown)
+        .because("files that were changed while they were evicted lie there")
+        .hint("move them to where you want them, or remove them"))
 }
 
 fn list(directory: BorrowedFd<'_>) -> Result<Vec<(OsString, FileType)>, Errno> {
@@ -202,6 +221,10 @@ fn clear(directory: BorrowedFd<'_>, shown: &Path) -> Result<()> {
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(failed(errno)),
         }
+    }
+    match rustix::fs::unlinkat(directory, LEAVING_NAME, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(failed(errno)),
     }
     for name in FILES {
         match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {

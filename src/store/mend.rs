@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, fgetxattr, flistxattr};
 use rustix::io::Errno;
 
-use crate::core::attributes::{Attributes, EntryKind, Ownership};
+use crate::core::attributes::{Attributes, EntryKind, Ownership, is_copyable_xattr};
 use crate::core::path::RelPath;
 use crate::core::range::{block_count, block_range};
 use crate::error::{Kind, Result};
@@ -141,7 +141,7 @@ fn bytes_of(len: u64) -> usize {
     usize::try_from(len).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES)
 }
 
-/// All that a copy can have. Labels of security modules belong to the machine.
+/// All that a copy can have.
 fn xattrs_of(fd: impl AsFd) -> Result<Vec<(OsString, Vec<u8>)>, Errno> {
     let mut names = vec![0u8; XATTR_BYTES];
     let len = match flistxattr(&fd, &mut names[..]) {
@@ -150,13 +150,7 @@ fn xattrs_of(fd: impl AsFd) -> Result<Vec<(OsString, Vec<u8>)>, Errno> {
     };
     let mut value = vec![0u8; XATTR_BYTES];
     let mut found = Vec::new();
-    for name in names[..len].split(|byte| *byte == 0) {
-        let is_kept = name.starts_with(b"user.")
-            || name.starts_with(b"trusted.")
-            || matches!(name, b"security.capability" | b"system.posix_acl_access");
-        if !is_kept {
-            continue;
-        }
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| is_copyable_xattr(name)) {
         match fgetxattr(&fd, name, &mut value[..]) {
             Ok(len) => found.push((OsStr::from_bytes(name).to_owned(), value[..len].to_vec())),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {}

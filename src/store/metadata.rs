@@ -318,7 +318,7 @@ impl Target<'_> {
 
 /// The name of an open inode, for calls that refuse `O_PATH` descriptors (proc(5), `/proc/pid/fd`): it leads to the inode itself, also
 /// for a symlink.
-fn proc_path(fd: BorrowedFd<'_>) -> String {
+pub(super) fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 

@@ -11,8 +11,8 @@
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
-//! | [`evict`] | what goes again from a cache of limited size |
-//! | [`existing`] | what lies in DIR already |
+//! | [`evict`], `aside` | what goes again from a cache of limited size; the way of a file out of DIR |
+//! | [`existing`], [`kept_xattrs`] | what lies in DIR already; the extended attributes that it has kept |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
 //! | `view` | DIR only looked at, for plans |
@@ -21,6 +21,7 @@
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
 //! RESOLVE_NO_XDEV)`: a clone covers DIR's path with its own mount, and a symlink planted in DIR must lead nowhere.
 
+mod aside;
 pub mod backing;
 pub mod bulk;
 pub mod catalog;
@@ -31,6 +32,7 @@ mod elsewhere;
 pub mod evict;
 pub mod existing;
 pub mod forget;
+pub mod kept_xattrs;
 pub mod mend;
 pub mod metadata;
 mod place;
@@ -46,6 +48,7 @@ mod state;
 pub mod verify;
 mod view;
 
+pub use aside::SetAside;
 pub use backing::BackingFile;
 pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;

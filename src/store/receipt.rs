@@ -46,6 +46,10 @@ pub struct Copied {
 pub(super) struct HasReceipt(AtomicBool);
 
 impl HasReceipt {
+    pub(super) fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set(&self, is_there: bool) {
         self.0.store(is_there, Ordering::Relaxed);
     }
@@ -86,17 +90,9 @@ impl Destination {
         sync_directory(state).map_err(failed)
     }
 
-    /// Whether a copy was complete here and nothing was published since.
+    /// Whether a receipt lies there. Answered from memory.
     pub fn has_receipt(&self) -> bool {
-        self.disk.receipt.0.load(Ordering::Relaxed)
-    }
-
-    /// Takes the receipt away, durably: the copy is not complete any more. It is no error if there is none.
-    ///
-    /// # Errors
-    /// As unlink(2) and fsync(2).
-    pub fn remove_receipt(&self) -> Result<()> {
-        self.disk.remove_receipt()
+        self.disk.receipt.is_there()
     }
 
     fn write_all_of_receipt(&self, writer: &mut Writer<'_>, copied: &Copied) -> Result<()> {
@@ -134,7 +130,7 @@ impl Destination {
 }
 
 impl Disk {
-    /// See [`Destination::remove_receipt`].
+    /// Takes the receipt away, durably. It is no error if there is none.
     pub(super) fn remove_receipt(&self) -> Result<()> {
         let state = self.state.fd();
         remove(state, RECEIPT_NAME)
@@ -145,9 +141,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Another version is about to be published, so a receipt does not hold any more.
+    /// Another version is about to be published, so a receipt does not hold any more: DIR is marked first.
     pub(super) fn will_change(&self, intents: &[EntryRecord]) -> Result<()> {
-        if !self.receipt.0.load(Ordering::Relaxed) {
+        if !self.receipt.is_there() {
             return Ok(());
         }
         for intent in intents {
@@ -156,7 +152,7 @@ impl Disk {
                 matches!(known.phase, EntryPhase::Published(_)) && known.digest == intent.digest
             });
             if !is_same {
-                return self.remove_receipt();
+                return self.mark_incomplete();
             }
         }
         Ok(())

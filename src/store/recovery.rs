@@ -11,6 +11,7 @@ use crate::core::path::RelPath;
 use crate::error::Result;
 
 use super::Destination;
+use super::aside::SetAside;
 use super::catalog::{EntryPhase, EntryRecord, Placed, emptied, published, unmended};
 use super::metadata::modified_of;
 use super::root::sync_directory;
@@ -29,6 +30,8 @@ pub struct Recovery {
     pub conflicts: Vec<RelPath>,
     /// Files of `parts/` that nobody vouches for, removed.
     pub swept_parts: u64,
+    /// Files of users that an eviction moved aside and that could not get their names back.
+    pub set_aside: Vec<SetAside>,
 }
 
 /// Whether a published file is still what we put there.
@@ -108,7 +111,8 @@ impl Destination {
     /// Brings catalog and disk together. Under the lock, before anything else is done with the destination.
     pub(super) fn recover(&self) -> Result<Recovery> {
         let disk = &self.disk;
-        let mut recovery = Recovery::default();
+        let set_aside = disk.recover_leaving()?;
+        let mut recovery = Recovery { set_aside, ..Recovery::default() };
         let mut changed = Vec::new();
         let mut kept = HashSet::new();
         for record in disk.catalog.unfinished()? {
@@ -376,6 +380,7 @@ mod tests {
             lost: 1,
             conflicts: vec![path("d")],
             swept_parts: 1,
+            set_aside: Vec::new(),
         };
         assert_eq!(recovery, expected);
         assert_eq!(destination.sweep_trees().unwrap(), 1);

@@ -39,7 +39,7 @@ pub(super) struct StateDirectory {
     elsewhere: Option<Elsewhere>,
     trees: OwnedFd,
     device: u64,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl StateDirectory {
@@ -60,7 +60,13 @@ impl StateDirectory {
         let device = rustix::fs::fstat(&parts)
             .map_err(|errno| at_state(root, "stat parts of", errno))?
             .st_dev;
-        Ok(Self { fd, parts, elsewhere, trees, device, _lock: lock })
+        Ok(Self { fd, parts, elsewhere, trees, device, lock })
+    }
+
+    /// Lets others have the destination.
+    pub(super) fn leave_lock(&self, root: &Root) -> Result<()> {
+        rustix::fs::flock(&self.lock, FlockOperation::Unlock)
+            .map_err(|errno| at_state(root, "leave the lock of", errno))
     }
 
     /// The directory of unpublished parts.
@@ -117,8 +123,15 @@ impl StateDirectory {
             .map_err(|errno| at_state(root, "forget mode of", errno))
     }
 
-    /// Puts the marker into DIR; replaces a former marker but nothing else of that name.
-    pub(super) fn write_marker(&self, root: &Root, first_line: &str, text: &str) -> Result<()> {
+    /// Puts the marker into DIR; replaces a former marker but nothing else of that name. `draft` is a name in `parts/` that nobody else
+    /// uses.
+    pub(super) fn write_marker(
+        &self,
+        root: &Root,
+        draft: &str,
+        first_line: &str,
+        text: &str,
+    ) -> Result<()> {
         let former = read_small(root.fd(), MARKER_NAME);
         let is_ours = match &former {
             Ok(None) => true,
@@ -131,7 +144,7 @@ impl StateDirectory {
                 .because("something else has this name")
                 .hint("move it away, or choose another destination"));
         }
-        write_file(self.fd(), root.fd(), MARKER_NAME, text.as_bytes())
+        write_file_by((self.parts(), draft), root.fd(), MARKER_NAME, text.as_bytes())
             .map_err(|errno| at_state(root, "write marker in", errno))
     }
 
@@ -148,11 +161,21 @@ pub(super) fn write_file(
     name: &str,
     content: &[u8],
 ) -> Result<(), Errno> {
+    write_file_by((state, DRAFT_NAME), directory, name, content)
+}
+
+/// As [`write_file`], with a draft of this name in this directory.
+fn write_file_by(
+    (state, draft_name): (BorrowedFd<'_>, &str),
+    directory: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
-    let draft = create_beneath(state, DRAFT_NAME.as_bytes(), flags, Mode::from_raw_mode(0o644))?;
+    let draft = create_beneath(state, draft_name.as_bytes(), flags, Mode::from_raw_mode(0o644))?;
     write_all(draft.as_fd(), content)?;
     rustix::fs::fsync(&draft)?;
-    rustix::fs::renameat(state, DRAFT_NAME, directory, name)?;
+    rustix::fs::renameat(state, draft_name, directory, name)?;
     sync_directory(directory)
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -65,6 +66,7 @@ impl Destination {
             ids: Ids::default(),
             budget: None,
             receipt: HasReceipt::default(),
+            marker: ArcSwapOption::empty(),
             salt: probe::random(),
             _viewed: lock,
         };

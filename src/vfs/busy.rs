@@ -1,14 +1,16 @@
 //! Who keeps a mount busy, read from /proc alone: nothing is looked up through the mount, which may not answer.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Sender};
+use rustix::fs::{Mode, OFlags};
 
 use crate::vfs::mountinfo::{self, DeviceNumber, MountEntry};
 
@@ -64,7 +66,8 @@ struct Wanted {
     ids: Vec<u64>,
 }
 
-/// The processes that use the mount `number` at `mountpoint`, as far as this user may see them and as found within three seconds.
+/// The processes that use the mount `number` at `mountpoint`, as far as this user may see them and as found within three seconds. A
+/// mount that was detached since `mounts` was read is found all the same.
 pub fn who_is_busy(
     mountpoint: &Path,
     number: DeviceNumber,
@@ -119,10 +122,21 @@ impl Wanted {
         mountinfo::is_below(path, &self.mountpoint)
     }
 
+    /// In a mount that was detached, paths begin at its root.
+    fn shown(&self, path: PathBuf) -> PathBuf {
+        if self.is_inside(path.as_os_str()) {
+            return path;
+        }
+        path.strip_prefix("/").map_or_else(|_| path.clone(), |below| self.mountpoint.join(below))
+    }
+
     fn links_of(&self, pid: u32) -> Vec<Use> {
         let process = PathBuf::from(format!("/proc/{pid}"));
-        let inside = |name: &str| {
-            fs::read_link(process.join(name)).is_ok_and(|path| self.is_inside(path.as_os_str()))
+        let inside = |name: &str| match mount_id_of(&process.join(name)) {
+            Some(id) => self.ids.contains(&id),
+            None => {
+                fs::read_link(process.join(name)).is_ok_and(|path| self.is_inside(path.as_os_str()))
+            }
         };
         let mut uses = Vec::new();
         if inside("cwd") {
@@ -136,21 +150,16 @@ impl Wanted {
             let number = descriptor.file_name();
             // A path longer than PATH_MAX cannot be read, and keeps a mount busy like any other.
             let path = fs::read_link(descriptor.path()).ok();
-            let in_mount = match self.mount_id(&process, &number) {
+            let in_mount = match mount_id(&process.join("fdinfo").join(&number)) {
                 Some(id) => self.ids.contains(&id),
                 None => path.as_ref().is_some_and(|path| self.is_inside(path.as_os_str())),
             };
             if in_mount {
+                let path = path.map(|path| self.shown(path));
                 uses.push(Use::Open(path.unwrap_or_else(|| PathBuf::from("(a very long path)"))));
             }
         }
         uses
-    }
-
-    /// The mount that an open descriptor belongs to, which its path alone does not tell.
-    fn mount_id(&self, process: &Path, descriptor: &OsString) -> Option<u64> {
-        let text = fs::read_to_string(process.join("fdinfo").join(descriptor)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
     }
 
     fn mapped_by(&self, pid: u32) -> Vec<PathBuf> {
@@ -168,8 +177,22 @@ impl Wanted {
             minor: u32::from_str_radix(minor, 16).ok()?,
         };
         let path = text.find('/').map_or("", |start| &text[start..]);
-        (device == self.number).then(|| PathBuf::from(path))
+        (device == self.number).then(|| self.shown(PathBuf::from(path)))
     }
+}
+
+/// The mount that an open descriptor belongs to, which its path alone does not tell.
+fn mount_id(fdinfo: &Path) -> Option<u64> {
+    let text = fs::read_to_string(fdinfo).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+}
+
+/// The mount that a link of /proc leads into. The path that it shows is no help once the mount is detached. O_PATH: the file system
+/// itself is not asked.
+fn mount_id_of(link: &Path) -> Option<u64> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let place = rustix::fs::open(link, flags, Mode::empty()).ok()?;
+    mount_id(Path::new(&format!("/proc/self/fdinfo/{}", place.as_raw_fd())))
 }
 
 #[cfg(test)]
@@ -188,6 +211,8 @@ mod tests {
         let other = b"7f00-7f01 r--s 00000000 08:2b 2                          /mnt/x/a b";
         assert_eq!(wanted().mapped_file(other), None);
         assert_eq!(wanted().mapped_file(b"7f00-7f01 rw-p 00000000 00:00 0"), None);
+        let detached = b"7f00-7f01 r--s 00000000 00:2b 2                          /a b";
+        assert_eq!(wanted().mapped_file(detached).unwrap(), Path::new("/mnt/x/a b"));
     }
 
     #[test]

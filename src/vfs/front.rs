@@ -21,10 +21,12 @@ use crate::core::in_flight::{InFlightGuard, Noted, Operation};
 use crate::engine::Engine;
 use crate::engine::node::Node;
 use crate::error::{Kind, Result};
+use crate::sync::{AtomicBool, Ordering};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::errno::errno;
 use crate::vfs::listing::{self, Shows};
 use crate::vfs::reading::Opener;
+use crate::vfs::xattrs::Wanted;
 
 /// Requests that the kernel keeps in flight in the background. fuser's 16 let 64 stuck readers block every cached read.
 const MAX_BACKGROUND: u16 = 4096;
@@ -61,6 +63,8 @@ pub struct Front {
     settings: FrontSettings,
     statfs: Arc<ArcSwap<StatfsAnswer>>,
     pub(super) opener: Arc<Opener>,
+    /// Only what is open is served on. Relaxed: who asks a moment late is answered as before.
+    names_closed: Arc<AtomicBool>,
 }
 
 /// Runs a callback; a panic in it is EIO for this request (its reply answers that when it is dropped) and nothing else.
@@ -77,7 +81,16 @@ impl Front {
         settings: FrontSettings,
         statfs: Arc<ArcSwap<StatfsAnswer>>,
     ) -> Self {
-        Self { engine, settings, statfs, opener: Arc::default() }
+        Self { engine, settings, statfs, opener: Arc::default(), names_closed: Arc::default() }
+    }
+
+    /// Once it is set, no name is looked up and nothing is opened any more: ENOTCONN, as if the daemon were gone.
+    pub(super) fn names_closed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.names_closed)
+    }
+
+    fn is_closed_to_names(&self) -> bool {
+        self.names_closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn note(
@@ -155,6 +168,9 @@ impl Filesystem for Front {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("lookup", || {
             let appearance = self.settings.appearance;
             match self.engine.try_lookup(parent.0, name) {
@@ -187,10 +203,18 @@ impl Filesystem for Front {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("readlink", || {
             let note = self.note(Operation::Readlink, request, ino.0, (0, 0));
             let engine = Arc::clone(&self.engine);
-            let work = async move { engine.readlink(&*engine.node(ino.0)?).await };
+            let work = async move {
+                let node = engine.node(ino.0)?;
+                let target = engine.readlink(&node).await?;
+                engine.learn_xattrs(&node);
+                Ok(target)
+            };
             self.park(note, work, move |result| match result {
                 Ok(target) => reply.data(target.as_encoded_bytes()),
                 Err(error) => reply.error(errno(&error)),
@@ -199,6 +223,9 @@ impl Filesystem for Front {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("open", || self.open_file(request, ino.0, flags, reply));
     }
 
@@ -257,6 +284,9 @@ impl Filesystem for Front {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("readdir", || {
             self.with_listing(request, ino.0, offset, Shows::Names, move |engine, listing| {
                 match listing {
@@ -275,6 +305,9 @@ impl Filesystem for Front {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        if self.is_closed_to_names() {
+            return reply.error(Errno::ENOTCONN);
+        }
         guarded("readdirplus", || {
             let appearance = self.settings.appearance;
             self.with_listing(request, ino.0, offset, Shows::Attributes, move |engine, listing| {
@@ -309,20 +342,13 @@ impl Filesystem for Front {
         reply: ReplyXattr,
     ) {
         guarded("getxattr", || {
-            let name = name.to_owned();
-            self.with_xattrs(request, ino.0, size, reply, move |xattrs| {
-                let found = xattrs.iter().find(|(known, _)| *known == name);
-                found.map(|(_, value)| value.clone()).ok_or(Errno::ENODATA)
-            });
+            self.with_xattrs(request, ino.0, size, reply, Wanted::Value(name.to_owned()));
         });
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         guarded("listxattr", || {
-            self.with_xattrs(request, ino.0, size, reply, |xattrs| {
-                let names = xattrs.iter().flat_map(|(name, _)| [name.as_encoded_bytes(), b"\0"]);
-                Ok(names.collect::<Vec<_>>().concat())
-            });
+            self.with_xattrs(request, ino.0, size, reply, Wanted::Names);
         });
     }
 

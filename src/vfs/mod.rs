@@ -5,6 +5,7 @@ pub mod busy;
 pub mod deadline;
 mod errno;
 pub mod front;
+pub mod holders;
 mod listing;
 pub mod mount;
 pub mod mountinfo;

@@ -236,6 +236,14 @@ pub enum UnmountMode {
     Normal,
     /// Take it out of the tree now; whoever has something open keeps it for as long as it is served.
     Detach,
+    /// As `Detach`, but only if nothing is mounted inside, which would go with it.
+    DetachAlone,
+}
+
+impl UnmountMode {
+    fn detaches(self) -> bool {
+        self != UnmountMode::Normal
+    }
 }
 
 /// What [`unmount_ours`] found.
@@ -263,14 +271,22 @@ pub fn unmount_ours(
     if !mounts.iter().any(|mount| ours(&mount)) {
         return Ok(Unmounted::AlreadyGone);
     }
-    if mountinfo::top_at(&mounts, mountpoint).filter(ours).is_none() {
+    let Some(top) = mountinfo::top_at(&mounts, mountpoint).filter(ours) else {
         return Err(Error::new(Kind::Busy, "unmount")
             .at(mountpoint)
             .because("another file system was mounted over it")
             .hint("unmount that one first"));
+    };
+    if mode == UnmountMode::DetachAlone
+        && let Some(inside) = mountinfo::mounts_on(&mounts, top.id).first()
+    {
+        return Err(Error::new(Kind::Busy, "unmount")
+            .at(&inside.mountpoint)
+            .because("another file system is mounted inside")
+            .hint("unmount that one first"));
     }
     let mut flags = UnmountFlags::NOFOLLOW;
-    if mode == UnmountMode::Detach {
+    if mode.detaches() {
         flags |= UnmountFlags::DETACH;
     }
     match rustix::mount::unmount(mountpoint, flags) {
@@ -283,7 +299,7 @@ pub fn unmount_ours(
 fn unmount_by_helper(mountpoint: &Path, mode: UnmountMode) -> Result<()> {
     let mut command = helper();
     command.arg("-u");
-    if mode == UnmountMode::Detach {
+    if mode.detaches() {
         command.arg("-z");
     }
     let child = command.arg("--").arg(mountpoint).stdin(Stdio::null()).spawn();

@@ -65,8 +65,16 @@ impl MountEntry {
 /// # Errors
 /// `Io` and others if `/proc` is not readable.
 pub fn read() -> Result<Vec<MountEntry>> {
-    let path = "/proc/self/mountinfo";
-    let table = fs::read(path).map_err(|error| Error::io("read mount table", error).at(path))?;
+    read_of("self")
+}
+
+/// All mounts of the namespace of `process`: its number in /proc, or `self`.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_of(process: &str) -> Result<Vec<MountEntry>> {
+    let path = format!("/proc/{process}/mountinfo");
+    let table = fs::read(&path).map_err(|error| Error::io("read mount table", error).at(&path))?;
     Ok(parse(&table))
 }
 
@@ -80,6 +88,19 @@ pub fn top_at<'a>(mounts: &'a [MountEntry], mountpoint: &Path) -> Option<&'a Mou
     let here: Vec<_> = mounts.iter().filter(|mount| mount.mountpoint == mountpoint).collect();
     // Stacked mounts are each other's parents; the order of lines is no promise.
     here.iter().rev().find(|mount| here.iter().all(|other| other.parent != mount.id)).copied()
+}
+
+/// The mounts that lie somewhere on the mount `id`, which would go with it.
+pub fn mounts_on(mounts: &[MountEntry], id: u64) -> Vec<&MountEntry> {
+    let mut found: Vec<&MountEntry> = Vec::new();
+    let mut parents = vec![id];
+    while let Some(parent) = parents.pop() {
+        for mount in mounts.iter().filter(|mount| mount.parent == parent && mount.id != parent) {
+            parents.push(mount.id);
+            found.push(mount);
+        }
+    }
+    found
 }
 
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
@@ -160,6 +181,16 @@ mod tests {
         let mounts = parse(TABLE);
         assert_eq!(top_at(&mounts, Path::new("/mnt/my film")).unwrap().id, 29);
         assert!(top_at(&mounts, Path::new("/mnt")).is_none());
+    }
+
+    #[test]
+    fn what_lies_on_a_mount_is_found_at_any_depth() {
+        let table = b"1 1 8:1 / / rw - ext4 a rw\n2 1 0:9 / /m rw - fuse.lazycopy s rw\n\
+            3 2 0:5 / /m/x rw - tmpfs t rw\n4 3 0:6 / /m/x/y rw - tmpfs t rw\n5 1 0:7 / /n rw - tmpfs t rw\n";
+        let mounts = parse(table);
+        let on = |id| mounts_on(&mounts, id).iter().map(|mount| mount.id).collect::<Vec<_>>();
+        assert_eq!(on(2), [3, 4]);
+        assert!(on(5).is_empty());
     }
 
     #[test]

@@ -120,6 +120,50 @@ pub fn check_mountpoint(path: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
+/// Checks that the directory `path` can be covered by a mount of its own copy, removing a dead mount of ours first; returns its canonical
+/// path. It may be missing, its parent may not.
+///
+/// # Errors
+/// `NotFound` without a parent; `Busy` if a living mount of ours lies there; `Unreachable` (a dead mount that is not ours).
+pub fn check_in_place(path: &Path) -> Result<PathBuf> {
+    let mounts = mountinfo::read()?;
+    let located = locate(path, &mounts).map_err(|error| match error.kind() {
+        Kind::NotFound => error.hint("make the directory above it first"),
+        _ => error,
+    })?;
+    let in_use = |error: Error| {
+        match error.kind() {
+        Kind::Exists => error.kinded(Kind::Busy).hint(
+            "`lazycopy status` tells how far it is, `lazycopy unmount` ends it; the copy can be gone on with later",
+        ),
+        _ => error,
+    }
+    };
+    check_not_ours(&located, &mounts).map_err(in_use)?;
+    match fs::canonicalize(&located) {
+        Ok(canonical) => {
+            check_not_ours(&canonical, &mounts).map_err(in_use)?;
+            Ok(canonical)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(located),
+        Err(error) => Err(unusable(&located, &mounts, error)),
+    }
+}
+
+/// Refuses a destination that a copy in place covers at this moment: it cannot be reached through its own mount.
+///
+/// # Errors
+/// `Busy`.
+pub fn check_not_covered(destination: &Path) -> Result<()> {
+    let mounts = mountinfo::read()?;
+    let top = mountinfo::top_at(&mounts, destination).filter(|top| top.is_lazycopy());
+    let Some(top) = top.filter(|_| !is_dead(destination, &mounts)) else { return Ok(()) };
+    Err(Error::new(Kind::Busy, "open destination")
+        .at(destination)
+        .because(format!("it is covered by a mount of {}", top.source.display()))
+        .hint("`lazycopy unmount` it first, or wait until that copy is complete"))
+}
+
 fn check_not_ours(path: &Path, mounts: &[MountEntry]) -> Result<()> {
     let Some(top) = mountinfo::top_at(mounts, path).filter(|top| top.is_lazycopy()) else {
         return Ok(());
@@ -164,6 +208,42 @@ pub fn check_nesting(source: Option<&Path>, destination: &Path, mountpoint: &Pat
         Some(("destination", destination)),
         Some(("mountpoint", mountpoint)),
     ];
+    check_apart(&places, "source, destination and mountpoint must be three separate directories")
+}
+
+/// As [`check_nesting`] for a copy in place: `others` are directories that the daemon needs and reaches by their paths.
+///
+/// # Errors
+/// As [`check_nesting`].
+pub fn check_nesting_in_place(
+    source: Option<&Path>,
+    destination: &Path,
+    others: &[(&'static str, PathBuf)],
+) -> Result<()> {
+    let places = [source.map(|path| ("source", path)), Some(("destination", destination))];
+    check_apart(&places, "source and destination must be two separate directories")?;
+    for (word, path) in others {
+        if resolved(path).starts_with(destination) {
+            return Err(Error::new(Kind::Invalid, "start")
+                .at(path)
+                .because(format!("the {word} lies inside {}", destination.display()))
+                .hint("the copy covers that directory while it is made; put it elsewhere"));
+        }
+    }
+    Ok(())
+}
+
+/// `path` without links in what exists of it.
+fn resolved(path: &Path) -> PathBuf {
+    for existing in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (fs::canonicalize(existing), path.strip_prefix(existing)) {
+            return real.join(rest);
+        }
+    }
+    path.to_owned()
+}
+
+fn check_apart(places: &[Option<(&str, &Path)>], hint: &'static str) -> Result<()> {
     for (inner_word, inner) in places.iter().flatten() {
         for (outer_word, outer) in places.iter().flatten() {
             if inner_word == outer_word || !inner.starts_with(outer) {
@@ -174,10 +254,7 @@ pub fn check_nesting(source: Option<&Path>, destination: &Path, mountpoint: &Pat
             } else {
                 format!("the {inner_word} lies inside the {outer_word} {}", outer.display())
             };
-            return Err(Error::new(Kind::Invalid, "start")
-                .at(inner)
-                .because(why)
-                .hint("source, destination and mountpoint must be three separate directories"));
+            return Err(Error::new(Kind::Invalid, "start").at(inner).because(why).hint(hint));
         }
     }
     Ok(())

@@ -182,7 +182,12 @@ impl Front {
         let (offset, len) = at;
         tracing::trace!(req = number, ino, offset, len, pid = request.pid(), "read enter");
         let (engine, file) = (Arc::clone(&self.engine), Arc::clone(&open.handle.file));
-        let work = async move { engine.read(&file, offset, len).await };
+        let work = async move {
+            let since_ms = engine.now_ms();
+            let read = engine.read(&file, offset, len).await;
+            engine.stats().last_wait_ms.set(engine.now_ms().saturating_sub(since_ms));
+            read
+        };
         self.park(note, work, move |result| {
             let bytes = result.as_ref().map_or(0, Vec::len);
             match &result {

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{Engine, Notice};
 use crate::error::{Error, Kind, Result};
+use crate::sync::{AtomicBool, Ordering};
 use crate::vfs::front::{Front, FrontSettings, StatfsAnswer};
 use crate::vfs::mount::Mounted;
 
@@ -21,6 +22,7 @@ const JOIN_POLL: Duration = Duration::from_millis(2);
 pub struct RunningSession {
     threads: Vec<JoinHandle<()>>,
     ended: oneshot::Receiver<()>,
+    names_closed: Arc<AtomicBool>,
 }
 
 impl RunningSession {
@@ -41,6 +43,7 @@ impl RunningSession {
         config.n_threads = Some(fuse_threads);
         config.clone_fd = true;
         let front = Front::new(engine, settings, statfs);
+        let names_closed = front.names_closed();
         // Who may look in is the kernel's business: it knows allow_other.
         let session =
             Session::from_fd(front, mounted.device, SessionACL::All, config).map_err(failed)?;
@@ -53,7 +56,12 @@ impl RunningSession {
             drop(end);
         })?;
         let notify = spawn("notify", move || notify(&notifier, notices))?;
-        Ok(Self { threads: vec![serve, notify], ended })
+        Ok(Self { threads: vec![serve, notify], ended, names_closed })
+    }
+
+    /// From now on only what is open is served: names are answered as if the daemon were gone.
+    pub fn close_names(&self) {
+        self.names_closed.store(true, Ordering::Relaxed);
     }
 
     /// Waits until the kernel has ended the session.

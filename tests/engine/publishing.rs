@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use lazycopy::core::attributes::{Attributes, Checksum, EntryKind, Fingerprint, Validator};
+use lazycopy::core::attributes::{
+    Attributes, Checksum, EntryKind, Fingerprint, Timestamp, Validator,
+};
 use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::engine::Engine;
@@ -18,7 +20,7 @@ use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
-use lazycopy::store::catalog::{EntryPhase, ProofClass};
+use lazycopy::store::catalog::{EntryPhase, EntryRecord, ProofClass};
 use lazycopy::store::checksum::Summer;
 use lazycopy::store::{Destination, DestinationOptions, Durability};
 use tokio::sync::mpsc;
@@ -33,11 +35,18 @@ struct Scripted {
     restless: bool,
     /// Reads stop here and never go on.
     stops_at: Option<u64>,
+    /// Seconds of its modification.
+    modified: Option<i64>,
 }
 
 impl Scripted {
     fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { bytes: bytes.into(), version: 1, checksum: None, restless: false, stops_at: None }
+        let (checksum, stops_at, modified) = (None, None, None);
+        Self { bytes: bytes.into(), version: 1, checksum, restless: false, stops_at, modified }
+    }
+
+    fn modified(self, seconds: i64) -> Self {
+        Self { modified: Some(seconds), ..self }
     }
 
     fn summed(self, like: &Checksum) -> Self {
@@ -51,6 +60,7 @@ impl Scripted {
         Attributes {
             fingerprint: Fingerprint { size, validator },
             checksum: self.checksum.clone(),
+            modified: self.modified.map(|seconds| Timestamp { seconds, nanos: 0 }),
             ..super::attributes(EntryKind::File, size)
         }
     }
@@ -67,6 +77,8 @@ fn sum(like: &Checksum, bytes: &[u8]) -> Checksum {
 struct Many {
     files: Arc<Mutex<HashMap<String, Scripted>>>,
     bytes_sent: Arc<AtomicU64>,
+    /// Questions for attributes and for bytes.
+    asked: Arc<AtomicU64>,
 }
 
 impl Many {
@@ -113,6 +125,7 @@ impl Source for Many {
     }
 
     async fn stat(&self, path: &RelPath) -> Result<Attributes> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         match path.is_root() {
             true => Ok(super::attributes(EntryKind::Directory, 0)),
             false => Ok(self.file(path)?.attributes()),
@@ -137,6 +150,7 @@ impl Source for Many {
         range: ByteRange,
         expected: &Fingerprint,
     ) -> Result<ByteStream> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let file = self.file(path)?;
         if file.attributes().fingerprint != *expected {
             return Err(Error::new(Kind::Stale, "read"));
@@ -172,15 +186,26 @@ async fn open_with(
     options: DestinationOptions,
     settings: EngineSettings,
 ) -> Arc<Engine> {
+    let destination = Arc::new(open_destination(directory, options).await);
+    Engine::open(Arc::new(source.clone()), destination, settings).await.unwrap().0
+}
+
+/// A destination, as soon as an earlier engine has left it.
+async fn open_destination(directory: &Path, options: DestinationOptions) -> Destination {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let destination = loop {
+    loop {
         match Destination::open(directory, options.clone()) {
-            Ok(destination) => break Arc::new(destination),
+            Ok(destination) => return destination,
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-    };
-    Engine::open(Arc::new(source.clone()), destination, settings).await.unwrap().0
+    }
+}
+
+/// What is recorded of a file when nobody uses the destination any more.
+async fn entry_of(directory: &Path, name: &str) -> Option<EntryRecord> {
+    let destination = open_destination(directory, DestinationOptions::default()).await;
+    destination.catalog().entry(&path(name)).unwrap()
 }
 
 async fn open(source: &Many, directory: &Path) -> Arc<Engine> {
@@ -385,17 +410,87 @@ async fn a_paranoid_copy_syncs_each_file_by_itself_and_says_so_later() {
     drop(engine);
     let engine = open(&small_files(0), directory.path()).await;
     drop(engine);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let destination = loop {
-        match Destination::open(directory.path(), DestinationOptions::default()) {
-            Ok(destination) => break destination,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+    let destination = open_destination(directory.path(), DestinationOptions::default()).await;
     let catalog = destination.catalog();
     assert_eq!(catalog.durability().unwrap(), Some(Durability::Normal), "the later life was not");
     let entry = catalog.entry(&path("f1")).unwrap().unwrap();
     assert!(matches!(entry.phase, EntryPhase::Published(_)));
     assert_eq!(entry.proof, Some(ProofClass::Transfer));
+}
+
+/// The line that sha256sum writes.
+fn sha256sum(bytes: &[u8], name: &str) -> String {
+    let sum = sum(&Checksum::Sha256(vec![]), bytes).to_string();
+    format!("{}  {name}\n", sum.strip_prefix("sha-256 ").unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_fit_the_checksum_file_beside_them_are_proven_by_the_source() {
+    let (source, directory) = (Many::default(), directory());
+    source.put("file", Scripted::new("the bytes").modified(7));
+    source.put("file.sha256", Scripted::new(sha256sum(b"the bytes", "file")).modified(9));
+    // Made first, for what came then.
+    source.put("late", Scripted::new("late bytes").modified(7));
+    source.put("late.sha256", Scripted::new(sha256sum(b"late bytes", "late")).modified(5));
+    let engine = open(&source, directory.path()).await;
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
+    assert_eq!(engine.stats().proof_source_checksum.get(), 2);
+    assert_eq!(engine.stats().proof_transfer.get(), 2, "the checksum files themselves");
+    engine.save().await;
+    drop(engine);
+    let entry = entry_of(directory.path(), "file").await.unwrap();
+    assert_eq!(entry.proof, Some(ProofClass::SourceChecksum));
+    assert_eq!(entry.checksum, Some(sum(&Checksum::Sha256(vec![]), b"the bytes")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_contradict_a_checksum_file_are_not_published_unless_it_is_older() {
+    // Of the file and of the checksum file; `None` where nobody tells.
+    for (file, sidecar, is_older) in [
+        (Some(7), Some(7), false),
+        (Some(7), Some(8), false),
+        (None, None, false),
+        (Some(7), Some(6), true),
+    ] {
+        let (source, directory) = (Many::default(), directory());
+        source.put("file", Scripted { modified: file, ..Scripted::new("what it is") });
+        let said = sha256sum(b"what it was", "file");
+        source.put("file.sha256", Scripted { modified: sidecar, ..Scripted::new(said.clone()) });
+        let engine = open(&source, directory.path()).await;
+        let failed = Hydration::new(&engine).copy_tree().await.unwrap();
+        assert_eq!(engine.stats().proof_source_checksum.get(), 0);
+        if is_older {
+            assert_eq!((failed, engine.stats().proof_transfer.get()), (0, 2));
+            assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), b"what it is");
+            engine.save().await;
+            drop(engine);
+            let entry = entry_of(directory.path(), "file").await.unwrap();
+            assert_eq!(entry.checksum, None, "what is not true is not written down");
+            continue;
+        }
+        assert_eq!(failed, 1);
+        assert!(!directory.path().join("file").exists());
+        let errors = engine.stats().errors.recent();
+        let is = sha256sum(b"what it is", "");
+        let names_both =
+            |message: &str| message.contains(&said[..64]) && message.contains(&is[..64]);
+        assert!(errors.iter().any(|note| names_both(&note.message)), "{errors:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_a_checksum_file_costs_no_question_more() {
+    let mut asked = Vec::new();
+    for sidecar in [None, Some(("other.sha256", 64 << 10)), Some(("f1.sha256", (64 << 10) + 1))] {
+        let (source, directory) = (small_files(20), directory());
+        if let Some((name, size)) = sidecar {
+            source.put(name, Scripted::new(vec![b'#'; size]));
+        }
+        let engine = open(&source, directory.path()).await;
+        assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
+        assert_eq!(engine.stats().proof_source_checksum.get(), 0);
+        asked.push(source.asked.load(Ordering::Relaxed));
+    }
+    // Copying one more file: its attributes before it is published, and its bytes. One that is too large is asked for its size.
+    assert_eq!(asked, [asked[0], asked[0] + 2, asked[0] + 3]);
 }

@@ -84,7 +84,7 @@ fn a_remote_tree_without_a_bottom_serves_what_it_has_and_can_be_ended() {
 }
 
 /// Runs a script as the user 65534, in a mount namespace where users may use FUSE.
-fn as_a_user(env: &Env, script: &str) -> String {
+pub(crate) fn as_a_user(env: &Env, script: &str) -> String {
     let base = env.path("");
     fs::set_permissions(&base, Permissions::from_mode(0o755)).unwrap();
     fs::copy(env!("CARGO_BIN_EXE_lazycopy"), env.path("lazycopy")).unwrap();

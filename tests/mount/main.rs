@@ -16,6 +16,7 @@ mod tree;
 mod bad_input;
 mod cache;
 mod changes;
+mod clone;
 mod crash;
 mod exact;
 mod extremes;

@@ -490,11 +490,107 @@ fn a_complete_copy_has_a_receipt_and_an_incomplete_one_has_none() {
         (odd.unwrap()["size"] == 100).then_some(())
     });
     mounted.unmount();
+}
+
+#[test]
+fn in_a_cache_a_rotten_file_goes_and_comes_again() {
+    let Some(env) = Env::new() else { return };
+    put_all(&env);
+    let mounted = env.mount(&["--keep", "64MiB"]);
+    for (number, (name, _)) in FILES.iter().enumerate() {
+        assert!(read(mounted.path(name)).unwrap() == content(number), "{name}");
+    }
+    mounted.until_published(FILES.len() as u64);
+    let copy = env.destination().join("odd");
+    flip(&copy, 77);
+    let held = fs::File::open(mounted.path("odd")).unwrap();
+    assert_ne!(verify(&env, &["--repair"]).code, Some(0), "somebody reads it");
+    assert!(copy.exists());
+    drop(held);
+    // The kernel tells that it is closed when it likes.
+    crate::harness::eventually("it is mended", || {
+        (verify(&env, &["--repair"]).code == Some(0)).then_some(())
+    });
+    let odd = FILES.iter().position(|(name, _)| *name == "odd").unwrap();
+    assert!(read(mounted.path("odd")).unwrap() == content(odd));
+    mounted.until_published(FILES.len() as u64);
+    assert!(fs::read(&copy).unwrap() == content(odd));
+    assert_eq!(verify(&env, &[]).code, Some(0));
+    mounted.unmount();
+}
+
+fn has_receipt(env: &Env) -> bool {
+    env.destination().join(".lazycopy/receipt.json").exists()
+}
+
+fn has_marker(env: &Env) -> bool {
+    env.destination().join("LAZYCOPY-INCOMPLETE.txt").exists()
+}
+
+#[test]
+fn a_complete_copy_stays_complete_on_demand_until_there_is_news() {
+    type News = fn(&Env);
+    let news: [(&str, News, &str); 4] = [
+        ("another version", |env| drop(env.put("odd", patterned(8, 0, 100))), "odd"),
+        ("a new file that is listed", |env| drop(env.put("d/new", "new")), "d"),
+        ("a new file that is looked up", |env| drop(env.put("new", "new")), "new"),
+        ("a new directory", |env| fs::create_dir(env.source().join("dir")).unwrap(), ""),
+    ];
+    for (what, change, look_at) in news {
+        let Some(env) = Env::new() else { return };
+        put_all(&env);
+        copy(&env, env.source(), false);
+        let before = receipt(&env);
+        // Nobody knows of the news of the last one before the start.
+        if what == "a new directory" {
+            change(&env);
+        }
+        let mounted = env.mount(&["--refresh", "100ms"]);
+        if what != "a new directory" {
+            for (number, (name, _)) in FILES.iter().enumerate() {
+                assert!(read(mounted.path(name)).unwrap() == content(number), "{what}: {name}");
+            }
+            crate::harness::names(&mounted.path("d"));
+            assert!(has_receipt(&env) && !has_marker(&env), "{what}: there is no news yet");
+            assert_eq!(receipt(&env), before);
+            change(&env);
+        }
+        crate::harness::eventually(what, || {
+            let path = mounted.path(look_at);
+            drop(fs::read_dir(&path).map(Iterator::count));
+            drop(read(&path));
+            // The receipt is looked at first: it goes last.
+            let is_over = !has_receipt(&env);
+            assert!(!is_over || has_marker(&env), "{what}: neither receipt nor marker");
+            is_over.then_some(())
+        });
+        let marker = fs::read_to_string(env.destination().join("LAZYCOPY-INCOMPLETE.txt")).unwrap();
+        assert!(marker.contains("lazycopy mount --hydrate --dest"), "{marker}");
+        mounted.unmount();
+        // Incomplete it stays, until it is copied again.
+        let mounted = env.mount(&[]);
+        assert!(has_marker(&env) && !has_receipt(&env), "{what}");
+        mounted.unmount();
+        copy(&env, env.source(), false);
+        assert!(has_receipt(&env) && !has_marker(&env), "{what}");
+    }
+}
+
+#[test]
+fn a_marker_that_was_left_beside_a_receipt_counts() {
+    let Some(env) = Env::new() else { return };
+    put_all(&env);
+    copy(&env, env.source(), false);
+    // As a crash leaves it between the two steps.
+    let marker = env.destination().join("LAZYCOPY-INCOMPLETE.txt");
+    fs::write(&marker, "This copy is not complete.\n").unwrap();
     let mounted = env.mount(&[]);
-    assert!(
-        !env.destination().join(".lazycopy/receipt.json").exists(),
-        "not complete while it is marked so"
-    );
+    assert!(has_marker(&env) && !has_receipt(&env));
+    mounted.unmount();
+    // A cache lets go of what it holds: it is never complete.
+    copy(&env, env.source(), false);
+    let mounted = env.mount(&["--keep", "1GiB"]);
+    assert!(has_marker(&env) && !has_receipt(&env));
     mounted.unmount();
 }
 

@@ -78,6 +78,41 @@ pub(crate) fn publish(destination: &Destination, path: &str, ino: u64, bytes: &[
     destination.publish(candidate).unwrap()
 }
 
+// Found stale or failed while it was published: the task that forgets it comes late.
+#[test]
+fn giving_up_a_part_late_forgets_nothing_that_was_published() {
+    let directory = tempfile::tempdir().unwrap();
+    let destination = open(directory.path());
+    let part = destination.create_part(BLOCK_SIZE).unwrap();
+    checkpoint(&destination, "f", &part, 7, 0);
+    let hash = hash_backing(&part, part.size()).unwrap();
+    let version = version(7, part.size());
+    let candidate = Candidate {
+        file: &part,
+        path: &rel("f"),
+        metadata: &metadata(EntryKind::File, 0o444),
+        replace: Replace::Never,
+        vouched: Some(Vouched { version: &version, hash: &hash, proof: ProofClass::Transfer }),
+    };
+    destination.publish(candidate).unwrap();
+    destination.abandon_part(&rel("f"), 7, &part).unwrap();
+    drop(part);
+    let record = destination.catalog().entry(&rel("f")).unwrap().unwrap();
+    assert_eq!(destination.standing(&record).unwrap(), Standing::Same);
+    assert_eq!(fs::read(directory.path().join("f")).unwrap(), block_bytes(0));
+
+    // Begun anew, and the new part is recorded before the old one is given up.
+    let [old, new] = [(), ()].map(|()| destination.create_part(2 * BLOCK_SIZE).unwrap());
+    checkpoint(&destination, "g", &old, 8, 0);
+    checkpoint(&destination, "g", &new, 8, 1);
+    destination.abandon_part(&rel("g"), 8, &old).unwrap();
+    drop((old, new, destination));
+    let destination = open(directory.path());
+    let record = destination.catalog().entry(&rel("g")).unwrap().unwrap();
+    assert_eq!(destination.catalog().blocks(&record).unwrap(), std::slice::from_ref(&(1..2)));
+    check_part(&destination, "g");
+}
+
 #[test]
 fn a_second_life_goes_on_where_the_first_left() {
     let directory = tempfile::tempdir().unwrap();

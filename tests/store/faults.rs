@@ -10,7 +10,9 @@ use lazycopy::error::Kind;
 use lazycopy::store::catalog::Version;
 use lazycopy::store::{Candidate, Destination, DestinationOptions, MetadataLoss, Replace};
 
-use super::support::{CHILD_DIRECTORY, child, is_root, metadata, open, part, parts_in, rel, skip};
+use super::support::{
+    CHILD_DIRECTORY, child, is_root, mark, metadata, open, part, parts_in, rel, skip,
+};
 
 /// A small ext4 of its own; unmounted when dropped.
 struct SmallDisk {
@@ -139,7 +141,7 @@ fn everything_works_while_another_mount_covers_the_destination() {
     {
         let _cover = Cover(directory.path());
         let late = part(&destination, b"late");
-        destination.write_marker("s", "c").unwrap();
+        mark(&destination, "s", "c").unwrap();
         for (file, path) in [(&early, "early"), (&late, "d/late")] {
             destination.publish_file(file, &rel(path), &wanted, Replace::Never).unwrap();
         }

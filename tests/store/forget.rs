@@ -8,7 +8,7 @@ use lazycopy::error::Kind;
 use lazycopy::store::forget::forget;
 use lazycopy::store::{Destination, DestinationOptions};
 
-use super::support::{open, publish};
+use super::support::{mark, open, publish};
 
 fn open_with(directory: &Path, state: &Path) -> lazycopy::error::Result<Destination> {
     let state_dir = Some(state.to_owned());
@@ -65,10 +65,10 @@ fn a_directory_of_our_name_that_is_not_ours_is_left_alone() {
 fn forgetting_gives_back_the_mode_and_takes_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o751)).unwrap();
-    let options = DestinationOptions { conceal: true, ..Default::default() };
-    let destination = Destination::open(directory.path(), options).unwrap();
+    let destination = Destination::open(directory.path(), DestinationOptions::default()).unwrap();
+    destination.conceal().unwrap();
     publish(&destination, "d/f", b"content");
-    destination.write_marker("source", "go on").unwrap();
+    mark(&destination, "source", "go on").unwrap();
     assert_eq!(forget(directory.path(), None, true).unwrap_err().kind(), Kind::Busy);
     drop(destination);
     assert_eq!(forget(directory.path(), None, false).unwrap_err().kind(), Kind::Exists);

@@ -14,4 +14,5 @@ mod mend;
 mod million;
 mod open;
 mod publish;
+mod receipt;
 mod support;

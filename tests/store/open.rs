@@ -9,7 +9,7 @@ use lazycopy::error::Kind;
 use lazycopy::store::{Destination, DestinationOptions, MARKER_NAME};
 
 use super::support::{
-    CHILD_DIRECTORY, child, is_root, metadata, open, open_with, part, parts_in, publish, rel, skip,
+    CHILD_DIRECTORY, child, is_root, mark, metadata, open, part, parts_in, publish, rel, skip,
     start_until_ready,
 };
 
@@ -126,8 +126,8 @@ fn the_marker_says_how_to_go_on_and_never_replaces_a_file() {
     let directory = tempfile::tempdir().unwrap();
     let marker = directory.path().join(MARKER_NAME);
     let destination = open(directory.path());
-    destination.write_marker("/src", "lazycopy clone /src /dst").unwrap();
-    destination.write_marker("/src", "lazycopy copy /src /dst").unwrap();
+    mark(&destination, "/src", "lazycopy clone /src /dst").unwrap();
+    mark(&destination, "/src", "lazycopy copy /src /dst").unwrap();
     let text = fs::read_to_string(&marker).unwrap();
     assert!(text.contains("Source: /src\n") && text.contains("lazycopy copy /src /dst"), "{text}");
     destination.remove_marker().unwrap();
@@ -135,11 +135,11 @@ fn the_marker_says_how_to_go_on_and_never_replaces_a_file() {
     assert!(!marker.exists());
 
     fs::write(&marker, "my own notes").unwrap();
-    assert_eq!(destination.write_marker("/src", "x").unwrap_err().kind(), Kind::Exists);
+    assert_eq!(mark(&destination, "/src", "x").unwrap_err().kind(), Kind::Exists);
     assert_eq!(fs::read(&marker).unwrap(), b"my own notes");
     fs::remove_file(&marker).unwrap();
     symlink(directory.path().join("victim"), &marker).unwrap();
-    assert_eq!(destination.write_marker("/src", "x").unwrap_err().kind(), Kind::Exists);
+    assert_eq!(mark(&destination, "/src", "x").unwrap_err().kind(), Kind::Exists);
     assert!(!directory.path().join("victim").exists());
 }
 
@@ -147,13 +147,13 @@ fn the_marker_says_how_to_go_on_and_never_replaces_a_file() {
 fn a_concealed_destination_gets_its_mode_back_even_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o2751)).unwrap();
-    let conceal = || DestinationOptions { conceal: true, ..DestinationOptions::default() };
     for _ in 0..2 {
-        let destination = open_with(directory.path(), &conceal());
+        let destination = open(directory.path());
+        destination.conceal().unwrap();
         assert_eq!(mode_of(directory.path()), 0o700);
         drop(destination);
     }
-    let destination = open_with(directory.path(), &conceal());
+    let destination = open(directory.path());
     assert!(destination.finish_root(None).unwrap().is_empty());
     assert_eq!(mode_of(directory.path()), 0o2751);
 
@@ -178,7 +178,7 @@ fn the_walk_shows_everything_but_our_own_and_enters_no_symlink() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "").unwrap();
     let destination = open(directory.path());
-    destination.write_marker("s", "c").unwrap();
+    mark(&destination, "s", "c").unwrap();
     publish(&destination, "a/b/file", b"12345");
     symlink(outside.path(), directory.path().join("a/link")).unwrap();
     fs::create_dir(directory.path().join("a/.lazycopy")).unwrap();

@@ -11,7 +11,7 @@ use lazycopy::core::attributes::{
     Attributes, EntryKind, Fingerprint, Ownership, Timestamp, Validator,
 };
 use lazycopy::core::path::RelPath;
-use lazycopy::error::Kind;
+use lazycopy::error::{Kind, Result};
 use lazycopy::store::{BackingFile, Destination, DestinationOptions, Metadata, Published, Replace};
 
 pub(crate) const MODIFIED: Timestamp = Timestamp { seconds: 1_500_000_000, nanos: 123_456_789 };
@@ -72,6 +72,11 @@ pub(crate) fn publish(destination: &Destination, path: &str, bytes: &[u8]) -> Pu
     let part = part(destination, bytes);
     let metadata = metadata(EntryKind::File, 0o644);
     destination.publish_file(&part, &rel(path), &metadata, Replace::Never).unwrap()
+}
+
+pub(crate) fn mark(destination: &Destination, source: &str, go_on: &str) -> Result<()> {
+    destination.set_marker(source, go_on);
+    destination.mark_incomplete()
 }
 
 pub(crate) fn parts_in(directory: &Path) -> usize {

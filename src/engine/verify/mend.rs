@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 
 use crate::core::path::RelPath;
-use crate::core::range::{BLOCK_SIZE, ByteRange};
+use crate::core::range::{BLOCK_SIZE, ByteRange, block_count};
 use crate::engine::file::LazyFile;
 use crate::engine::verify::{Event, Mending, Verification, left};
 use crate::engine::{Engine, Notice, jitter, on_disk};
@@ -61,15 +61,12 @@ impl Verification {
     }
 
     async fn mend_file(self: &Arc<Self>, record: EntryRecord) -> Result<u64> {
+        if let Some(engine) = self.engine.as_ref().filter(|engine| engine.cache_fill().is_some()) {
+            return self.evict(engine, record).await;
+        }
         let (destination, wanted) = (Arc::clone(&self.destination), record.clone());
         let linked = on_disk("look at file", move || {
             let path = &wanted.path;
-            if destination.budget().is_some() {
-                return Err(Error::new(Kind::NotSupported, "mend")
-                    .at(path.as_path())
-                    .because("in a cache of limited size nothing is mended")
-                    .hint("`lazycopy forget` it when nobody uses it; it fills again by itself"));
-            }
             let link_of = destination.catalog().other(path)?.and_then(|other| other.link_of);
             let now = destination.catalog().entry(path)?;
             if link_of.is_none() && now.is_some_and(|now| now != wanted) {
@@ -117,6 +114,21 @@ impl Verification {
         }
         self.tell(Event::Mended(record.path, fetched)).await;
         Ok(fetched)
+    }
+
+    /// In a cache of limited size a bad file goes, and is fetched again when somebody reads it.
+    async fn evict(&self, engine: &Arc<Engine>, record: EntryRecord) -> Result<u64> {
+        let (evicting, ino) = (Arc::clone(engine), record.version.ino);
+        if !on_disk("evict bad file", move || evicting.evict_one(ino)).await? {
+            return Err(Error::new(Kind::Busy, "mend")
+                .at(record.path.as_path())
+                .because("in a cache a bad file is evicted, and this one is in use")
+                .hint("close it and mend again"));
+        }
+        engine.tell(Notice::ContentChanged { ino });
+        let blocks = block_count(record.version.fingerprint.size);
+        self.tell(Event::Forgotten(record.path, blocks)).await;
+        Ok(0)
     }
 
     /// Proves the part and renames it over the old file and all its names. Blocking.

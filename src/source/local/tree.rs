@@ -12,8 +12,8 @@ use rustix::io::{Errno, pread, retry_on_intr};
 
 use super::attributes::of_file_type;
 use super::root::{Root, stat_entry, stat_open};
-use super::xattrs::{MAX_BYTES, is_copyable, read_handle};
-use crate::core::attributes::{Attributes, EntryKind};
+use super::xattrs::{MAX_BYTES, read_handle};
+use crate::core::attributes::{Attributes, EntryKind, is_copyable_xattr};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -251,7 +251,7 @@ fn read_open(fd: BorrowedFd<'_>) -> Result<Vec<(OsString, Vec<u8>)>> {
     };
     let mut attributes = Vec::new();
     let mut value = vec![0; MAX_BYTES];
-    for name in names.split(|byte| *byte == 0).filter(|name| is_copyable(name)) {
+    for name in names.split(|byte| *byte == 0).filter(|name| is_copyable_xattr(name)) {
         match fgetxattr(fd, name, &mut value[..]) {
             Ok(len) => attributes.push((OsStr::from_bytes(name).to_owned(), value[..len].to_vec())),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {}

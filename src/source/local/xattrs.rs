@@ -9,21 +9,12 @@ use rustix::fs::{getxattr, listxattr};
 use rustix::io::Errno;
 
 use super::root::{Root, proc_link};
+use crate::core::attributes::is_copyable_xattr;
 use crate::core::path::RelPath;
 use crate::error::{Error, Result};
 
 /// The kernel's limit of a name list and of a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX` in linux/limits.h).
 pub(super) const MAX_BYTES: usize = 65_536;
-
-/// Whether an attribute can be given to a copy. Labels of security modules belong to the machine.
-pub(super) fn is_copyable(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || name.starts_with(b"trusted.")
-        || matches!(
-            name,
-            b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
-        )
-}
 
 /// All attributes of `path` that a copy can have; see [`crate::source::Source::xattrs`]. Blocks.
 pub(super) fn read_all(root: &Root, path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
@@ -48,7 +39,7 @@ pub(super) fn read_handle(handle: &OwnedFd) -> Result<Vec<(OsString, Vec<u8>)>> 
         return Ok(attributes);
     }
     let mut value = vec![0; MAX_BYTES];
-    for name in names.split(|byte| *byte == 0).filter(|name| is_copyable(name)) {
+    for name in names.split(|byte| *byte == 0).filter(|name| is_copyable_xattr(name)) {
         match getxattr(&link, name, &mut value[..]) {
             Ok(len) => attributes.push((OsStr::from_bytes(name).to_owned(), value[..len].to_vec())),
             // Removed since it was listed.
@@ -60,20 +51,4 @@ pub(super) fn read_handle(handle: &OwnedFd) -> Result<Vec<(OsString, Vec<u8>)>> 
         }
     }
     Ok(attributes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_of_security_modules_stay_behind() {
-        for name in ["security.selinux", "security.ima", "system.nfs4_acl", "security.apparmor", ""]
-        {
-            assert!(!is_copyable(name.as_bytes()), "{name}");
-        }
-        for name in ["user.x", "trusted.x", "security.capability", "system.posix_acl_default"] {
-            assert!(is_copyable(name.as_bytes()), "{name}");
-        }
-    }
 }

@@ -82,15 +82,25 @@ impl Catalog {
         })
     }
 
-    /// Records that nothing of version `ino` of `path` is here: to be called, and to return, before its part or file goes.
+    /// Records that nothing of version `ino` of `path` is in the part with this inode: to be called, and to return, before the part goes.
+    /// What is recorded of another part stays; so does what has its name by now, or is about to get it: that ends by itself.
     ///
     /// # Errors
     /// As a durable write.
-    pub fn clear(&self, path: &RelPath, ino: u64) -> Result<()> {
-        self.clear_with(path, ino, Commit::Durable)
+    pub fn clear(&self, path: &RelPath, ino: u64, inode: u64) -> Result<()> {
+        self.change("clear entry", Commit::Durable, |tables, gone| {
+            let is_it = |known: &EntryRecord| {
+                known.version.ino == ino
+                    && known.part.as_ref().is_some_and(|part| part.inode == inode)
+                    && !matches!(known.phase, EntryPhase::Verified(_))
+            };
+            let Some(record) = tables.get(path.as_bytes())?.filter(is_it) else { return Ok(()) };
+            gone.push(ino);
+            tables.put(&emptied(record)).map(drop)
+        })
     }
 
-    /// As [`Catalog::clear`] for many versions in one commit. Answers for each what may have its final name and was published by us: it
+    /// Records in one commit that nothing of many versions is here any more. Answers for each what may have its final name and was published by us: it
     /// is about to leave DIR, and leaves at the next start if that is cut short.
     ///
     /// # Errors
@@ -120,17 +130,6 @@ impl Catalog {
                 gone.extend(tables.put(&EntryRecord { is_evicted, ..emptied(record) })?);
             }
             Ok(placed)
-        })
-    }
-
-    fn clear_with(&self, path: &RelPath, ino: u64, commit: Commit) -> Result<()> {
-        self.change("clear entry", commit, |tables, gone| {
-            let known = tables.get(path.as_bytes())?;
-            let Some(record) = known.filter(|known| known.version.ino == ino) else {
-                return Ok(());
-            };
-            gone.push(ino);
-            tables.put(&emptied(record)).map(drop)
         })
     }
 

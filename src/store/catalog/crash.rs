@@ -262,7 +262,7 @@ fn step(catalog: &Catalog, step: u64) -> bool {
             catalog.record_recovered(&found).unwrap();
             return !found.is_empty();
         }
-        _ => catalog.clear(&path, ino).unwrap(),
+        _ => catalog.clear(&path, ino, ino + 1000).unwrap(),
     }
     true
 }

@@ -48,6 +48,8 @@ pub(super) struct Database {
     open: ArcSwapOption<redb::Database>,
     /// Its pages cannot be right: it is not touched any more. Relaxed: whoever sees it late finds out by himself.
     is_corrupt: AtomicBool,
+    /// It is not opened again. Relaxed: whoever sees it late opens what is then closed with the process.
+    is_closed: AtomicBool,
     /// Held by who opens the file. Release when set back; pairs with Acquire in `database`.
     is_opening: AtomicBool,
 }
@@ -67,6 +69,7 @@ impl Database {
             ballast,
             open: ArcSwapOption::empty(),
             is_corrupt: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             is_opening: AtomicBool::new(false),
         };
         database.database()?;
@@ -126,6 +129,21 @@ impl Database {
         }
     }
 
+    /// Closes the file for good, once those who use it at this moment are done.
+    pub(super) fn close(&self) -> Result<()> {
+        self.is_closed.store(true, Ordering::Relaxed);
+        let Some(mut database) = self.open.swap(None) else { return Ok(()) };
+        let deadline = Instant::now() + REOPEN_DEADLINE;
+        while let Err(shared) = Arc::try_unwrap(database) {
+            if Instant::now() >= deadline {
+                return Err(Error::new(Kind::Busy, "close catalog").at(&self.shown_as));
+            }
+            std::thread::sleep(REOPEN_POLL);
+            database = shared;
+        }
+        Ok(())
+    }
+
     /// Rotten pages: what redb has in memory is not even let go, as it would write.
     fn give_up(&self, database: Option<Arc<redb::Database>>) -> Error {
         self.is_corrupt.store(true, Ordering::Relaxed);
@@ -149,6 +167,11 @@ impl Database {
         loop {
             if self.is_corrupt.load(Ordering::Relaxed) {
                 return Err(self.give_up(None));
+            }
+            if self.is_closed.load(Ordering::Relaxed) {
+                return Err(Error::new(Kind::Stale, "use catalog")
+                    .at(&self.shown_as)
+                    .because("it is closed: the copy is complete and stands by itself"));
             }
             if let Some(database) = self.open.load_full() {
                 return Ok(database);

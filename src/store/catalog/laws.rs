@@ -172,9 +172,24 @@ fn block_maps_add_up_and_can_be_cleared() {
     drop(catalog);
     let catalog = state.open().unwrap();
     assert_eq!(blocks(&catalog, "f"), [0..4, 60_000..70_001]);
-    catalog.clear(&path("f"), 2).unwrap();
+    catalog.clear(&path("f"), 2, 1).unwrap();
     assert!(blocks(&catalog, "f").is_empty());
     assert_eq!(catalog.entry(&path("f")).unwrap().unwrap().version.ino, 2);
+}
+
+#[test]
+fn clearing_one_part_leaves_another_part_and_another_version_alone() {
+    let state = State::new();
+    let catalog = state.open().unwrap();
+    land(&catalog, "f", 2, 1, std::slice::from_ref(&(0..100)));
+    land(&catalog, "f", 2, 9, std::slice::from_ref(&(7..8)));
+    catalog.clear(&path("f"), 2, 1).unwrap();
+    assert_eq!(blocks(&catalog, "f"), one(7..8));
+    land(&catalog, "f", 3, 9, std::slice::from_ref(&(1..2)));
+    catalog.clear(&path("f"), 2, 9).unwrap();
+    assert_eq!(blocks(&catalog, "f"), one(1..2));
+    catalog.clear(&path("f"), 3, 9).unwrap();
+    assert!(blocks(&catalog, "f").is_empty());
 }
 
 #[test]

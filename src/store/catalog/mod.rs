@@ -416,6 +416,11 @@ impl Catalog {
         self.database.write("flush catalog", Commit::Durable, |_| Ok(()))
     }
 
+    /// Closes the file for good.
+    pub(super) fn close(&self) -> Result<()> {
+        self.database.close()
+    }
+
     /// Writes hashes; to be synced, then their names.
     pub(super) fn write_hashes(
         &self,
