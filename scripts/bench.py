@@ -19,6 +19,8 @@ import threading
 import time
 import urllib.request
 
+from bench_copies import COPY_SHAPES, Copies
+
 MIB = 1 << 20
 BLOCK = 128 * 1024
 PIECE = 64 * 1024
@@ -38,6 +40,7 @@ SHAPES = {
     "small": "small files: 20 000 of 4 KiB from a local directory, until every one is durable, beside cp -a and sync",
     "published": "published file through the mount beside the native file, both warm (fio, psync, one job)",
     "verify": "a finished copy proven again beside b3sum on the same files, all cores; cold: the page cache was dropped",
+    **COPY_SHAPES,
 }
 
 
@@ -213,7 +216,7 @@ def read_whole(path):
     return total
 
 
-class Bench:
+class Bench(Copies):
     """The settings of one run of the benchmark and everything that was measured."""
 
     def __init__(self, options, lazycopy, tools):
@@ -222,6 +225,8 @@ class Bench:
         self.work = options.work
         self.quick = options.quick
         self.runs = options.runs
+        self.copy_files, self.copy_bytes = options.copy_files, options.copy_mib * MIB
+        self.delta_files = options.delta_files
         self.lazycopy = lazycopy
         self.tools = tools
         self.serial = 0
@@ -650,6 +655,12 @@ def baseline(bench, row):
         base, name = bench.median("published", "native", row["metric"]), "native"
     elif row["shape"] == "small":
         base, name = bench.median("small", "cp -a + sync", "time"), "cp -a + sync"
+    elif row["shape"] == "copy":
+        base, name = bench.median("copy", "cp -a", row["metric"]), "cp -a + sync"
+    elif row["shape"] == "copyhttp":
+        base, name = bench.median("copyhttp", "rclone copy", row["metric"]), "rclone copy + sync"
+    elif row["shape"] == "delta":
+        base, name = bench.median("delta", "rsync -an", row["metric"]), "rsync -an"
     elif row["shape"] == "verify":
         base, name = bench.median("verify", "b3sum", row["metric"]), "b3sum"
     elif row["unit"] == "MB/s":
@@ -692,6 +703,9 @@ def parse():
     parser.add_argument("--tools")
     parser.add_argument("--runs", type=int)
     parser.add_argument("--json")
+    parser.add_argument("--copy-files", type=int, default=50_000)
+    parser.add_argument("--copy-mib", type=int, default=2048)
+    parser.add_argument("--delta-files", type=int, default=1_000_000)
     options = parser.parse_args()
     options.runs = options.runs or (1 if options.quick else 5)
     return options
@@ -725,7 +739,7 @@ def main():
     started = time.monotonic()
     for shape in SHAPES:
         # One request is the unit of the others.
-        if not options.only or shape in options.only or (shape == "request" and not {"published", "small", "verify", "reopen"} & set(options.only)):
+        if not options.only or shape in options.only or (shape == "request" and not {"published", "small", "verify", "reopen", *COPY_SHAPES} & set(options.only)):
             getattr(bench, f"shape_{shape}")()
     print_table(bench)
 

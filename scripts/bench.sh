@@ -5,10 +5,11 @@
 #   scripts/bench.sh [--quick] [--only SHAPE] [--tools ours,curl,aria2,rclone] [--runs N] [--json FILE]
 #
 #   --quick        1 run on smaller files (about a minute; full: up to 10 minutes)
-#   --only SHAPE   request, first, lookup, tail, random, sequential, parallel, small, reopen, verify or published; may be given several times
+#   --only SHAPE   request, first, lookup, tail, random, sequential, parallel, small, reopen, verify, published, copy, copyhttp or delta; may be given several times
 #   --tools LIST   only these; default: all that are installed
 #   --runs N       runs per number (default 5; the median is shown with min and max)
 #   --json FILE    default bench-results/TIME.json
+#   --copy-files N, --copy-mib N, --delta-files N   sizes of copy (default 50000 files, 2048 MiB) and delta (1000000 files)
 #
 # LAZYCOPY=path measures another binary than target/release/lazycopy. Works below ${TMPDIR:-/var/tmp} (7 GiB, --quick 2 GiB) and removes it.
 set -euo pipefail
@@ -23,9 +24,9 @@ while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=yes ;;
     --tools) tools=${2:-} && shift ;;
-    --only | --runs | --json) shift ;;
+    --only | --runs | --json | --copy-files | --copy-mib | --delta-files) shift ;;
     *)
-      sed -n '2,13s/^# \{0,1\}//p' "$0"
+      sed -n '2,14s/^# \{0,1\}//p' "$0"
       [ "$1" = --help ] && exit 0
       exit 2
       ;;

@@ -38,6 +38,12 @@
 //! In a copy in place (`lazycopy clone`) the mount covers the destination itself, and goes when the last file is published ([`daemon`]).
 //! They can be proven again at any later time, and mended block by block ([`engine::verify`]).
 
+//!
+//! # A copy without a mount
+//! `lazycopy copy` ([`daemon::copy`]) runs the same engine with nobody reading. A tree on this machine is copied by plain threads
+//! ([`engine::bulk`]): scanners compare directories with catalog and DIR, carriers bring bytes over and prove them, one publisher takes
+//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above.
+
 #[cfg(not(lazycopy_loom))]
 pub mod cli;
 #[cfg(not(lazycopy_loom))]

@@ -5,6 +5,7 @@
 mod background;
 mod checksums;
 mod clone;
+mod copy;
 mod copying;
 mod doctor;
 mod events;
@@ -53,6 +54,7 @@ struct Cli {
 enum Command {
     Mount(Box<mount::MountArgs>),
     Clone(Box<clone::CloneArgs>),
+    Copy(Box<copy::CopyArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
@@ -93,6 +95,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(mount) => return mount::run(mount, &args),
         Command::Clone(clone) if cli.background_child => return clone::run_child(clone),
         Command::Clone(clone) => return clone::run(clone, &args),
+        Command::Copy(args) => copy::run(args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),
         Command::Events(events) => events::run(events),

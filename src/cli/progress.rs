@@ -15,6 +15,8 @@ use crate::daemon::readiness::StatusSource;
 const BAR_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two lines for programs.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
 /// The bar's length in steps.
 const STEPS: u64 = 1000;
 
@@ -58,6 +60,26 @@ impl Progress {
                 });
             }
         };
+        Self::of(stop, show)
+    }
+
+    /// Starts printing what `status` says on standard output, one JSON object per line.
+    pub(crate) fn as_json(mut status: StatusSource) -> Self {
+        let (stop, stopped) = channel::bounded(1);
+        let show = move || {
+            repeat(&stopped, JSON_INTERVAL, || {
+                if let Some(report) = status()
+                    && let Ok(mut line) = serde_json::to_value(&report)
+                {
+                    line["type"] = "progress".into();
+                    drop(writeln!(std::io::stdout(), "{line}"));
+                }
+            });
+        };
+        Self::of(stop, show)
+    }
+
+    fn of(stop: Sender<()>, show: impl FnOnce() + Send + 'static) -> Self {
         let thread = thread::Builder::new().name("progress".to_owned()).spawn(show);
         let thread = thread.map_err(|error| tracing::warn!(err = %error, "no progress shown")).ok();
         Self { stop: Some(stop), thread }

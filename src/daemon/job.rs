@@ -78,6 +78,23 @@ impl Job {
         job
     }
 
+    /// The job of a copy without a mount, which does the work itself.
+    pub(super) fn of_copy(place: &Place) -> Arc<Self> {
+        Arc::new(Self {
+            name: name(place),
+            fill: Fill::Everything,
+            phase: ArcSwap::from_pointee(JobPhase::Scanning),
+            ended: watch::Sender::new(None),
+            is_final: false,
+            task: arc_swap::ArcSwapOption::empty(),
+        })
+    }
+
+    /// Where that stands.
+    pub(super) fn set_phase(&self, phase: JobPhase) {
+        self.phase.store(Arc::new(phase));
+    }
+
     /// Waits until everything was tried: `Complete`, or `Failed`.
     ///
     /// # Cancel safety
@@ -153,7 +170,7 @@ impl Job {
     }
 
     /// The last steps: DIR itself, then what it can show.
-    async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
+    pub(super) async fn finish(&self, engine: &Arc<Engine>) -> Result<()> {
         let destination = engine.destination();
         on_disk("remove marker", move || destination.remove_marker()).await?;
         cut_after(Step::Unmarked);

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`settings`], [`readiness`] | what it is told; whom it tells that it is ready |
+//! | [`copy`] | a copy without a mount |
 //! | `reach` | the source, or what is known of it while it is away |
 //! | `start` | checks before the start, in the order in which they harm nobody |
 //! | `job` | the background copy and its phase |
@@ -15,6 +16,7 @@
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod clone;
+pub mod copy;
 mod dissolve;
 mod job;
 mod orders;

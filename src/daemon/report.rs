@@ -49,7 +49,8 @@ const FAILED_SHOWN: usize = 100;
 pub(super) struct Reporter {
     session: String,
     place: Place,
-    number: DeviceNumber,
+    /// Of the mount; a copy has none.
+    number: Option<DeviceNumber>,
     engine: Arc<Engine>,
     job: ArcSwapOption<Job>,
     /// Told when the mount was taken away from those who use it.
@@ -89,11 +90,15 @@ pub(super) fn serve(reporter: &Arc<Reporter>, place: &Place) -> Result<Control> 
 
 impl Reporter {
     pub(super) fn new(started: &Started) -> Self {
+        Self::of(&started.engine, &started.place, Some(started.number))
+    }
+
+    pub(super) fn of(engine: &Arc<Engine>, place: &Place, number: Option<DeviceNumber>) -> Self {
         Self {
-            session: started.engine.events().session().to_owned(),
-            place: started.place.clone(),
-            number: started.number,
-            engine: Arc::clone(&started.engine),
+            session: engine.events().session().to_owned(),
+            place: place.clone(),
+            number,
+            engine: Arc::clone(engine),
             job: ArcSwapOption::empty(),
             detached: Notify::new(),
             verifying: Flight::default(),
@@ -396,7 +401,13 @@ impl Controlled for Reporter {
 
     async fn unmount(&self, request: UnmountRequest) -> Result<()> {
         let mode = if request.force { UnmountMode::Detach } else { UnmountMode::Normal };
-        let (mountpoint, number) = (self.place.mountpoint.clone(), self.number);
+        let Some(number) = self.number else {
+            return Err(Error::new(Kind::NotSupported, "unmount")
+                .at(&self.place.destination)
+                .because("it is a copy, nothing is mounted")
+                .hint("Ctrl-C in its terminal ends it"));
+        };
+        let mountpoint = self.place.mountpoint.clone();
         let patient_until = Instant::now() + LAST_CLOSE;
         loop {
             let mountpoint = mountpoint.clone();

@@ -61,6 +61,29 @@ pub enum AtEnd {
     Stay,
 }
 
+/// Everything that `lazycopy copy` decides before the start. Paths are absolute, and not yet looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopySettings {
+    /// What is copied.
+    pub source: SourceSpec,
+    /// DIR.
+    pub destination: PathBuf,
+    /// Where its catalog and hash trees are; `None` = where they were, at first in DIR itself.
+    pub state_dir: Option<PathBuf>,
+    /// Goes into other file systems below a local source.
+    pub cross_mounts: bool,
+    /// What becomes a plain file, and how.
+    pub publish: PublishSettings,
+    /// What is copied, and how.
+    pub hydrate: HydrateSettings,
+    /// What may be asked of the source.
+    pub limits: LimitSettings,
+    /// Take out of DIR what is gone at the source, at most so many entries; `None` = nothing.
+    pub delete: Option<u64>,
+    /// Only find out what would be done.
+    pub is_dry: bool,
+}
+
 /// Where what is fetched lies, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepSettings {

@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::daemon::clone;
 use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::settings::{
-    self, Existing, Fill, InPlace, KeepPlace, MountSettings, Refresh, SourceSpec,
+    self, Existing, Fill, InPlace, KeepPlace, MountSettings, PublishSettings, Refresh, SourceSpec,
 };
 use crate::daemon::signals::Signals;
 use crate::engine::Engine;
@@ -210,7 +210,7 @@ fn away_warning(place: &Place, why: &Error) -> String {
 }
 
 /// Takes as long as there are trees; nobody waits for it.
-fn sweep_trees(destination: &Arc<Destination>) {
+pub(super) fn sweep_trees(destination: &Arc<Destination>) {
     let destination = Arc::clone(destination);
     tokio::task::spawn_blocking(move || match destination.sweep_trees() {
         Ok(swept) => tracing::debug!(swept, "hash trees of nobody"),
@@ -287,7 +287,7 @@ fn cache_name(spec: &SourceSpec, local: Option<&Path>) -> String {
 }
 
 /// DIR may be missing; its parent may not.
-fn canonical_destination(path: &Path) -> Result<PathBuf> {
+pub(super) fn canonical_destination(path: &Path) -> Result<PathBuf> {
     match std::fs::canonicalize(path) {
         Ok(path) => Ok(path),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -307,17 +307,31 @@ fn canonical_destination(path: &Path) -> Result<PathBuf> {
 }
 
 async fn open_destination(place: &Place, settings: &MountSettings) -> Result<Arc<Destination>> {
-    let options = DestinationOptions {
-        preserve_privileged: settings.publish.preserve_privileged,
-        strict_metadata: settings.publish.strict_metadata,
-        keep: settings.keep.limit,
-        durability: match settings.publish.durability {
+    let keep = settings.keep.limit;
+    let options = destination_options(&settings.publish, settings.state_dir.clone());
+    open_place(place, DestinationOptions { keep, ..options }).await
+}
+
+pub(super) fn destination_options(
+    publish: &PublishSettings,
+    state_dir: Option<PathBuf>,
+) -> DestinationOptions {
+    DestinationOptions {
+        preserve_privileged: publish.preserve_privileged,
+        strict_metadata: publish.strict_metadata,
+        durability: match publish.durability {
             settings::Durability::Normal => Durability::Normal,
             settings::Durability::Paranoid => Durability::Paranoid,
         },
-        state_dir: settings.state_dir.clone(),
+        state_dir,
         ..DestinationOptions::default()
-    };
+    }
+}
+
+pub(super) async fn open_place(
+    place: &Place,
+    options: DestinationOptions,
+) -> Result<Arc<Destination>> {
     let path = place.destination.clone();
     let destination = crate::engine::on_disk("open destination", move || {
         let destination = Destination::open(&path, options)?;
@@ -359,7 +373,7 @@ async fn mark(engine: &Arc<Engine>, place: &Place, fill: Fill) -> Result<()> {
 }
 
 /// As a shell takes it as one word.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -377,12 +391,7 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
             Some(Refresh::Never) => None,
         },
         reserve: settings.publish.reserve,
-        existing: match settings.publish.existing {
-            Existing::Adopt => ExistingPolicy::Adopt,
-            Existing::AdoptFast => ExistingPolicy::AdoptFast,
-            Existing::Overwrite => ExistingPolicy::Overwrite,
-            Existing::Fail => ExistingPolicy::Fail,
-        },
+        existing: existing_policy(settings.publish.existing),
         on_change: match settings.tree.on_change {
             settings::OnChange::Follow => OnChange::Follow,
             settings::OnChange::Fail => OnChange::Fail,
@@ -390,6 +399,15 @@ fn engine_settings(settings: &MountSettings, source: &dyn Source) -> EngineSetti
         limits: settings.limits,
         hydrate: settings.hydrate.clone(),
         ..EngineSettings::default()
+    }
+}
+
+pub(super) fn existing_policy(existing: Existing) -> ExistingPolicy {
+    match existing {
+        Existing::Adopt => ExistingPolicy::Adopt,
+        Existing::AdoptFast => ExistingPolicy::AdoptFast,
+        Existing::Overwrite => ExistingPolicy::Overwrite,
+        Existing::Fail => ExistingPolicy::Fail,
     }
 }
 

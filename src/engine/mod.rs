@@ -20,6 +20,7 @@
 //! | [`room`] | what happens when the destination fills up |
 //! | [`cache`], [`evict`] | a cache of limited size: what lies in it and room for more; what goes |
 //! | [`hydrate`], [`switch`] | the whole tree in the background; whether it goes on |
+//! | [`bulk`] | the whole tree of a source on this machine, by plain threads |
 //! | [`verify`] | the copy proven again and mended |
 //! | [`report`] | what goes on, for people and programs |
 //! | [`events`], [`history`] | what happens, told as it happens; the lives that a copy had |
@@ -28,6 +29,7 @@
 pub mod adopt;
 pub mod ask;
 mod attempts;
+pub mod bulk;
 pub mod cache;
 pub mod changes;
 mod chunk_hasher;

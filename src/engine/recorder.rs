@@ -280,7 +280,7 @@ impl Engine {
     }
 
     /// Waits until the catalog has what was learnt so far.
-    pub(crate) async fn until_recorded(&self) {
+    pub async fn until_recorded(&self) {
         self.recorder.until_recorded().await;
     }
 }

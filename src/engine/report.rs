@@ -53,8 +53,8 @@ impl Engine {
     pub fn tally(&self) -> Tally {
         let (published, published_bytes) = self.tree.let_go.counts();
         let mut tally = Tally {
-            files_published: published,
-            bytes_local: published_bytes,
+            files_published: published + self.stats.carried.get(),
+            bytes_local: published_bytes + self.stats.carried_bytes.get(),
             files: self.stats.files_known.get(),
             bytes: self.stats.bytes_known.get(),
             is_scanned: self.stats.scan_done.get() > 0,

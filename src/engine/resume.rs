@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::core::attributes::Attributes;
 use crate::core::claims::Unrecorded;
 use crate::core::flight::Boarded;
 use crate::core::path::RelPath;
@@ -90,6 +91,16 @@ impl Engine {
         })
     }
 
+    /// Whether the version that `attributes` describe is in DIR already, as it was published.
+    ///
+    /// # Errors
+    /// What catalog and disk say.
+    pub fn is_published(&self, path: &RelPath, attributes: &Attributes) -> Result<bool> {
+        let Some(record) = self.destination.catalog().entry(path)? else { return Ok(false) };
+        Ok(record.version.fingerprint == attributes.fingerprint
+            && self.destination.standing(&record)? == Standing::Same)
+    }
+
     /// Uses again what an earlier life left of a file. Done once, before its first byte is asked for.
     pub(crate) async fn restore(self: &Arc<Self>, file: &Arc<LazyFile>) {
         while file.needs_restoring() {
@@ -157,6 +168,7 @@ impl Engine {
                     self.stats.metadata_lost.add(record.losses.len() as u64);
                     self.stats.count_proof(proof);
                 }
+                self.stats.files_restored.increment();
                 self.cache.took_over(file);
             }
             EntryPhase::Filling | EntryPhase::Sealed | EntryPhase::Failed

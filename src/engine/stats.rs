@@ -61,6 +61,12 @@ pub struct Stats {
     pub proof_transfer: Counter,
     /// As above.
     pub proof_adopted_unverified: Counter,
+    /// Files that a bulk copy published or found there, and their bytes: they are not in memory.
+    pub carried: Counter,
+    /// As above.
+    pub carried_bytes: Counter,
+    /// Files that an earlier life published, found as they were.
+    pub files_restored: Counter,
     /// Groups of small files that were published together.
     pub groups_published: Counter,
     /// Files that changed at the source.

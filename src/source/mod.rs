@@ -78,6 +78,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// one entry, and the root's own attributes are made up (0755/0700).
     fn single_file(&self) -> Option<&OsString>;
 
+    /// The same tree for threads that read all of it, where it is a directory of this machine.
+    fn local_tree(&self) -> Option<local::tree::LocalTree> {
+        None
+    }
+
     /// Lists a directory, sending batches in the source's order; returns when all are sent. A receiver that is gone ends it early
     /// with `Ok`.
     ///

@@ -448,7 +448,7 @@ pub(super) fn read_full(
     Ok(filled)
 }
 
-fn set_size(fd: &OwnedFd, size: u64) -> Result<(), Errno> {
+pub(super) fn set_size(fd: &OwnedFd, size: u64) -> Result<(), Errno> {
     if i64::try_from(size).is_err() {
         return Err(Errno::FBIG);
     }

@@ -83,7 +83,7 @@ impl Default for DestinationOptions {
 #[derive(Debug, Clone)]
 pub struct Destination {
     pub(super) disk: Arc<Disk>,
-    recovery: Arc<Recovery>,
+    pub(super) recovery: Arc<Recovery>,
 }
 
 /// What all handles of one destination share.
@@ -104,6 +104,8 @@ pub(super) struct Disk {
     pub(super) marker: ArcSwapOption<String>,
     /// Tells names of this life from those of any other.
     pub(super) salt: u64,
+    /// The lock of a DIR that is only looked at.
+    pub(super) _viewed: Option<OwnedFd>,
 }
 
 impl Destination {
@@ -145,6 +147,7 @@ impl Destination {
             receipt,
             marker: ArcSwapOption::empty(),
             salt,
+            _viewed: None,
         };
         disk.look_for_receipt();
         let opened = Self { disk: Arc::new(disk), recovery: Arc::default() };

@@ -1,7 +1,7 @@
 //! What lies in DIR already, before or besides what is published there.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{Dir, FileType, OFlags, Stat};
@@ -61,7 +61,38 @@ fn kind_of(file_type: FileType) -> EntryKind {
     }
 }
 
+/// Looks at many entries in the order of their paths: a directory stays open as long as the next ones lie in it.
+#[derive(Debug)]
+pub(super) struct Looker<'a> {
+    destination: &'a Destination,
+    directory: Option<(RelPath, OwnedFd)>,
+}
+
+impl Looker<'_> {
+    /// As [`Destination::existing`].
+    pub(super) fn existing(&mut self, path: &RelPath) -> Result<Option<Existing>> {
+        let Some(parent) = path.parent() else { return self.destination.existing(path) };
+        let disk = &self.destination.disk;
+        if self.directory.as_ref().is_none_or(|(open, _)| *open != parent) {
+            match disk.root.open(&parent, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(opened) => self.directory = Some((parent, opened)),
+                // It will say what stands in the way.
+                Err(_) => return self.destination.existing(path),
+            }
+        }
+        let Some((_, directory)) = &self.directory else { return Ok(None) };
+        stat_entry(directory.as_fd(), path.name())
+            .map(|stat| stat.map(|stat| Existing::of(&stat)))
+            .map_err(|errno| disk.root.error("stat", path, errno))
+    }
+}
+
 impl Destination {
+    /// For looking at many entries.
+    pub(super) fn looker(&self) -> Looker<'_> {
+        Looker { destination: self, directory: None }
+    }
+
     /// What has the name `path` in DIR, symlinks not followed; `None` if nothing has.
     ///
     /// # Errors

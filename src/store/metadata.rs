@@ -18,6 +18,9 @@ const ACL_ACCESS: &str = "system.posix_acl_access";
 const ACL_DEFAULT: &str = "system.posix_acl_default";
 const CAPABILITY: &str = "security.capability";
 
+/// The kernel's limit of a list of names (`XATTR_LIST_MAX`).
+const XATTR_NAMES: usize = 65_536;
+
 /// setuid and setgid.
 const PRIVILEGED_BITS: u32 = 0o6000;
 
@@ -81,6 +84,16 @@ pub(super) fn apply(
     path: &RelPath,
     metadata: &Metadata,
 ) -> Result<Vec<MetadataLoss>> {
+    apply_and_look(disk, target, path, metadata).map(|(losses, _)| losses)
+}
+
+/// As [`apply`], with the entry as it is then.
+pub(super) fn apply_and_look(
+    disk: &Disk,
+    target: &Target<'_>,
+    path: &RelPath,
+    metadata: &Metadata,
+) -> Result<(Vec<MetadataLoss>, Stat)> {
     let failed = |errno| disk.root.error("set metadata of", path, errno);
     let mut losses = Vec::new();
     let attributes = &metadata.attributes;
@@ -107,7 +120,32 @@ pub(super) fn apply(
     losses.sort_unstable();
     losses.dedup();
     refuse_if_strict(disk, path, &losses)?;
-    Ok(losses)
+    Ok((losses, stat))
+}
+
+/// Takes off the extended attributes that are not `wanted` any more. Labels of security modules belong to the machine and stay.
+pub(super) fn forget_others(
+    target: &Target<'_>,
+    wanted: &[(OsString, Vec<u8>)],
+) -> Result<(), Errno> {
+    let (Target::Open(fd) | Target::Handle(fd)) = target;
+    let path = proc_path(*fd);
+    let mut names = Vec::with_capacity(XATTR_NAMES);
+    match rustix::fs::listxattr(&path, rustix::buffer::spare_capacity(&mut names)) {
+        Ok(_) => {}
+        Err(Errno::NOTSUP) => return Ok(()),
+        Err(errno) => return Err(errno),
+    }
+    let is_ours = |name: &[u8]| {
+        name.starts_with(b"user.")
+            || [ACL_ACCESS, ACL_DEFAULT].iter().any(|acl| name == acl.as_bytes())
+    };
+    for name in names.split(|byte| *byte == 0).filter(|name| is_ours(name)) {
+        if wanted.iter().all(|(wanted, _)| wanted.as_encoded_bytes() != name) {
+            kept(rustix::fs::removexattr(&path, name))?;
+        }
+    }
+    Ok(())
 }
 
 /// The mode to set; `None` for a symlink, which has none.

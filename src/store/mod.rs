@@ -7,6 +7,7 @@
 //! | [`probe`] | what the destination's file system can do, found by doing |
 //! | [`backing`] | one file's bytes on disk, before and after it is published |
 //! | [`metadata`], [`publish`], [`special`] | owner, xattrs, times, mode; and the rename into place |
+//! | [`bulk`] | many small files at once, for a copy without a mount |
 //! | [`catalog`] | what is durably known: entries, block maps, intents, numbers |
 //! | [`checkpoint`], [`recovery`] | data before the record that vouches for it; and what an earlier life left |
 //! | `elsewhere`, [`forget`] | a state directory outside DIR; how DIR becomes a plain directory again |
@@ -15,6 +16,7 @@
 //! | [`event_log`] | the file that events are written to |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
+//! | `view` | DIR only looked at, for plans |
 //! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
@@ -22,6 +24,7 @@
 
 mod aside;
 pub mod backing;
+pub mod bulk;
 pub mod catalog;
 pub mod checkpoint;
 pub mod checksum;
@@ -45,6 +48,7 @@ pub mod space;
 pub mod special;
 mod state;
 pub mod verify;
+mod view;
 
 pub use aside::SetAside;
 pub use backing::BackingFile;

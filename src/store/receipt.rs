@@ -116,15 +116,16 @@ impl Destination {
         {
             totals.proof.insert(class.as_str(), 0);
         }
+        let mut looker = self.looker();
         catalog.entries(|record| match record.phase {
             EntryPhase::Published(placed) => {
-                let now = self.existing(&record.path)?;
+                let now = looker.existing(&record.path)?;
                 writer.entry(&file_entry(&record, placed, now, &mut totals))
             }
             _ => Ok(()),
         })?;
         catalog.others(|other| {
-            let now = self.existing(&other.path)?;
+            let now = looker.existing(&other.path)?;
             writer.entry(&other_entry(&other, now, &mut totals))
         })?;
         writer.end(&totals)

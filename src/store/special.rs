@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::core::attributes::EntryKind;
+use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 
@@ -30,9 +30,8 @@ impl Destination {
         metadata: &Metadata,
         replace: Replace,
     ) -> Result<Option<Published>> {
-        self.publish_made(path, metadata, replace, |disk, part| match target.is_empty() {
-            true => Err(Errno::INVAL),
-            false => rustix::fs::symlinkat(target, disk.state.parts(), part),
+        self.publish_made(path, metadata, replace, |disk, part| {
+            make_node(disk, part, Some(target), &metadata.attributes)
         })
     }
 
@@ -47,21 +46,13 @@ impl Destination {
         metadata: &Metadata,
         replace: Replace,
     ) -> Result<Option<Published>> {
-        let kind = match metadata.attributes.kind {
-            EntryKind::Fifo => FileType::Fifo,
-            EntryKind::Socket => FileType::Socket,
-            EntryKind::CharDevice => FileType::CharacterDevice,
-            EntryKind::BlockDevice => FileType::BlockDevice,
-            EntryKind::File | EntryKind::Directory | EntryKind::Symlink => {
-                return Err(Error::new(Kind::Invalid, "publish node")
-                    .at(path.as_path())
-                    .because("neither pipe, socket nor device"));
-            }
-        };
-        let device = metadata.attributes.device_number;
+        if matches!(metadata.attributes.kind, EntryKind::File | EntryKind::Directory) {
+            return Err(Error::new(Kind::Invalid, "publish node")
+                .at(path.as_path())
+                .because("neither pipe, socket nor device"));
+        }
         self.publish_made(path, metadata, replace, |disk, part| {
-            let mode = Mode::from_raw_mode(0o600);
-            rustix::fs::mknodat(disk.state.parts(), part, kind, mode, device)
+            make_node(disk, part, None, &metadata.attributes)
         })
     }
 
@@ -106,6 +97,27 @@ impl Destination {
         disk.catalog.note_other(path, kind, None, Some(&published.losses))?;
         Ok(Some(published))
     }
+}
+
+/// Makes an entry without bytes in `parts/`, mode 0600: a symlink if it has a `target`.
+pub(super) fn make_node(
+    disk: &Disk,
+    part: &str,
+    target: Option<&OsStr>,
+    attributes: &Attributes,
+) -> Result<(), Errno> {
+    let kind = match (attributes.kind, target) {
+        (EntryKind::Symlink, Some(target)) if !target.is_empty() => {
+            return rustix::fs::symlinkat(target, disk.state.parts(), part);
+        }
+        (EntryKind::Fifo, None) => FileType::Fifo,
+        (EntryKind::Socket, None) => FileType::Socket,
+        (EntryKind::CharDevice, None) => FileType::CharacterDevice,
+        (EntryKind::BlockDevice, None) => FileType::BlockDevice,
+        _ => return Err(Errno::INVAL),
+    };
+    let mode = Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(disk.state.parts(), part, kind, mode, attributes.device_number)
 }
 
 fn finish(

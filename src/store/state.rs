@@ -92,6 +92,11 @@ impl StateDirectory {
         self.trees.as_fd()
     }
 
+    /// Whether catalog and hashes lie in a directory of their own, maybe on another file system.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
     /// The device that parts are on, and so everything published.
     pub(super) fn device(&self) -> u64 {
         self.device
@@ -248,6 +253,20 @@ pub(super) fn take_lock(root: &Root, state: BorrowedFd<'_>) -> Result<OwnedFd> {
                 .map_err(failed)?;
             return Ok(lock);
         }
+    }
+}
+
+/// As [`take_lock`] of a destination that is only looked at; `None` if nobody ever held it.
+pub(super) fn take_lock_to_look(root: &Root, state: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let failed = |errno| Error::io("take the lock of destination", errno).at(root.shown_as());
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+    let lock = match open_beneath(state, LOCK_NAME.as_bytes(), flags) {
+        Err(Errno::NOENT) => return Ok(None),
+        lock => lock.map_err(failed)?,
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(in_use(root, state)),
+        result => result.map(|()| Some(lock)).map_err(failed),
     }
 }
 

@@ -136,9 +136,23 @@ impl Hydration {
             }
         }
         tracing::info!(directories = by_directory.len(), "what failed is tried again");
-        let errand = |(directory, names)| Errand::Some(directory, names);
-        let failures = self.run(by_directory.into_iter().map(errand).collect()).await;
+        let failures = self.run_some(by_directory).await;
         Ok(failures.max(engine.stats.entries_failed()))
+    }
+
+    /// Copies single entries, whose directories are there. As [`Hydration::copy_tree`].
+    pub async fn copy_paths(&mut self, paths: Vec<RelPath>) -> u64 {
+        let mut by_directory: BTreeMap<RelPath, Vec<OsString>> = BTreeMap::new();
+        for path in paths {
+            let directory = path.parent().unwrap_or_else(RelPath::root);
+            by_directory.entry(directory).or_default().push(path.name().to_owned());
+        }
+        self.run_some(by_directory).await
+    }
+
+    async fn run_some(&mut self, by_directory: BTreeMap<RelPath, Vec<OsString>>) -> u64 {
+        let errand = |(directory, names)| Errand::Some(directory, names);
+        self.run(by_directory.into_iter().map(errand).collect()).await
     }
 
     async fn run(&mut self, errands: Vec<Errand>) -> u64 {

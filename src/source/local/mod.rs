@@ -8,6 +8,7 @@ mod attributes;
 mod listing;
 mod reading;
 mod root;
+pub mod tree;
 mod xattrs;
 
 use std::ffi::OsString;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 
 use self::root::Root;
+use self::tree::LocalTree;
 use super::{ByteStream, Capacity, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
@@ -117,6 +119,11 @@ impl Source for LocalSource {
 
     fn single_file(&self) -> Option<&OsString> {
         self.root.single_file()
+    }
+
+    fn local_tree(&self) -> Option<LocalTree> {
+        let is_tree = self.root.single_file().is_none();
+        is_tree.then(|| LocalTree::new(Arc::clone(&self.root)))
     }
 
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {

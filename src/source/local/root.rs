@@ -154,35 +154,28 @@ impl Root {
     /// A descriptor that names the entry itself (a symlink is not followed) and gives no access to content.
     pub(super) fn open_handle(&self, path: &RelPath) -> Result<OwnedFd> {
         let actual = self.actual(path)?;
-        self.open_beneath(actual, OFlags::PATH | OFlags::NOFOLLOW).map_err(|error| match error {
-            Errno::XDEV => Error::new(Kind::Denied, "open")
-                .because("on another file system")
-                .hint("--cross-mounts includes it"),
-            // A symlink in the middle: what the caller listed there is gone.
-            Errno::LOOP => {
-                Error::new(Kind::NotFound, "open").caused_by(std::io::Error::from(error))
-            }
-            error => Error::io("open", error),
-        })
+        self.open_beneath(actual, OFlags::PATH | OFlags::NOFOLLOW).map_err(handle_error)
     }
 
     /// Opens a regular file for reading. Nothing else is opened, whatever takes its place meanwhile: the inode is held by a
     /// descriptor without access, looked at, and then opened through that.
     pub(super) fn open_file(&self, path: &RelPath) -> Result<OwnedFd> {
-        let handle = self.open_handle(path)?;
-        let status = stat_of(handle.as_fd()).map_err(|error| Error::io("open file", error))?;
-        if entry_kind(status.stx_mode) != EntryKind::File {
-            return Err(Error::new(Kind::Stale, "open file").because("no longer a regular file"));
-        }
-        let link = proc_link(handle.as_fd());
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        // O_NOATIME is for the owner only (open(2)).
-        open(&link, flags | OFlags::NOATIME, Mode::empty())
-            .or_else(|error| match error {
-                Errno::PERM => open(&link, flags, Mode::empty()),
-                error => Err(error),
-            })
-            .map_err(|error| Error::io("open file", error))
+        open_regular(&self.open_handle(path)?)
+    }
+
+    /// As [`Root::open_file`] for the entry `name` of an open directory.
+    pub(super) fn open_file_in(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
+        open_regular(&self.open_handle_in(directory, name)?)
+    }
+
+    /// As [`Root::open_handle`] for the entry `name` of an open directory.
+    pub(super) fn open_handle_in(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<OwnedFd> {
+        self.open_piece(directory, Path::new(name), OFlags::PATH | OFlags::NOFOLLOW)
+            .map_err(handle_error)
     }
 
     /// See [`crate::source::Source::stat`].
@@ -251,6 +244,34 @@ impl Root {
     }
 }
 
+fn handle_error(errno: Errno) -> Error {
+    match errno {
+        Errno::XDEV => Error::new(Kind::Denied, "open")
+            .because("on another file system")
+            .hint("--cross-mounts includes it"),
+        // A symlink in the middle: what the caller listed there is gone.
+        Errno::LOOP => Error::new(Kind::NotFound, "open").caused_by(std::io::Error::from(errno)),
+        errno => Error::io("open", errno),
+    }
+}
+
+/// Opens what `handle` holds for reading, if it is a regular file.
+fn open_regular(handle: &OwnedFd) -> Result<OwnedFd> {
+    let status = stat_of(handle.as_fd()).map_err(|error| Error::io("open file", error))?;
+    if entry_kind(status.stx_mode) != EntryKind::File {
+        return Err(Error::new(Kind::Stale, "open file").because("no longer a regular file"));
+    }
+    let link = proc_link(handle.as_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // O_NOATIME is for the owner only (open(2)).
+    open(&link, flags | OFlags::NOATIME, Mode::empty())
+        .or_else(|error| match error {
+            Errno::PERM => open(&link, flags, Mode::empty()),
+            error => Err(error),
+        })
+        .map_err(|error| Error::io("open file", error))
+}
+
 /// Parent directory and names of the file that `path`, perhaps through a symlink, leads to.
 fn locate_single(path: &Path) -> Result<(std::path::PathBuf, Single)> {
     let failed = |error| Error::io("open source", error).at(path);
@@ -276,10 +297,15 @@ pub(super) fn stat_open(fd: BorrowedFd<'_>) -> Result<Attributes> {
 
 /// Status of the entry `name` of `directory`, not following it and mounting nothing.
 pub(super) fn stat_at(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Attributes> {
+    stat_entry(directory, name).map(|(attributes, _)| attributes)
+}
+
+/// As [`stat_at`], with the inode number.
+pub(super) fn stat_entry(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(Attributes, u64)> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let status = statx(directory, name, flags, StatxFlags::BASIC_STATS)
         .map_err(|error| Error::io("stat", error))?;
-    from_statx(&status)
+    Ok((from_statx(&status)?, status.stx_ino))
 }
 
 /// The magic link (proc_pid_fd(5)) that leads to exactly the inode that `fd` holds.

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::buffer::spare_capacity;
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{getxattr, listxattr};
 use rustix::io::Errno;
 
@@ -14,14 +14,18 @@ use crate::core::path::RelPath;
 use crate::error::{Error, Result};
 
 /// The kernel's limit of a name list and of a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX` in linux/limits.h).
-const MAX_BYTES: usize = 65_536;
+pub(super) const MAX_BYTES: usize = 65_536;
 
 /// All attributes of `path` that a copy can have; see [`crate::source::Source::xattrs`]. Blocks.
 pub(super) fn read_all(root: &Root, path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
     if path.is_root() && root.single_file().is_some() {
         return Ok(Vec::new());
     }
-    let handle = root.open_handle(path)?;
+    read_handle(&root.open_handle(path)?)
+}
+
+/// As [`read_all`] of what a descriptor without access holds.
+pub(super) fn read_handle(handle: &OwnedFd) -> Result<Vec<(OsString, Vec<u8>)>> {
     // An O_PATH descriptor takes no f*xattr call; its magic link leads to the same inode, even if that is a symlink.
     let link = proc_link(handle.as_fd());
     let mut names = Vec::with_capacity(MAX_BYTES);

@@ -13,6 +13,7 @@ use crate::store::metadata::MetadataLoss;
 
 use super::Catalog;
 use super::database::{Commit, Failure};
+use super::names::{KnownFiles, NameChange, Names};
 use super::record::{EntryPhase, EntryRecord, OtherRecord, Part, Placed, Version};
 use super::tables::{OTHERS, Tables, USES, get_other};
 
@@ -52,7 +53,7 @@ impl Catalog {
     /// As a durable write.
     pub fn forget_entry(&self, path: &RelPath) -> Result<()> {
         self.change("forget entry", Commit::Durable, |tables, gone| {
-            gone.extend(tables.remove(path.as_bytes())?.map(|old| old.version.ino));
+            gone.extend(tables.remove(path.as_bytes())?);
             Ok(())
         })
     }
@@ -231,27 +232,7 @@ impl Catalog {
     /// a later version of its path is recorded.
     pub(in crate::store) fn record_intents(&self, intents: &[EntryRecord]) -> Result<Vec<bool>> {
         self.change("record intent", Commit::Durable, |tables, gone| {
-            let mut counts = Vec::with_capacity(intents.len());
-            for intent in intents {
-                let known = tables.get_version(&intent.path, &intent.version)?;
-                counts.push(known.is_some());
-                if let Some(known) = known {
-                    let is_mend = matches!(intent.phase, EntryPhase::Verified(_))
-                        && matches!(known.phase, EntryPhase::Published(_));
-                    let former = known.placed();
-                    tables.remove_other(intent.path.as_bytes())?;
-                    let mut intent = EntryRecord { former, is_mend, ..intent.clone() };
-                    if is_mend {
-                        // Taken from the file in DIR, which lost the same before.
-                        intent.losses.extend(known.losses);
-                        intent.losses.sort_unstable();
-                        intent.losses.dedup();
-                        intent.checksum = intent.checksum.or(known.checksum);
-                    }
-                    gone.extend(tables.put(&intent)?);
-                }
-            }
-            Ok(counts)
+            intents.iter().map(|intent| put_intent(tables, gone, intent)).collect()
         })
     }
 
@@ -261,24 +242,7 @@ impl Catalog {
             return Ok(());
         }
         self.change("end intent", Commit::Later, |tables, gone| {
-            for (path, ino, end) in ends {
-                let known = tables.get(path.as_bytes())?;
-                let Some(record) = known.filter(|known| known.version.ino == *ino) else {
-                    continue;
-                };
-                let EntryPhase::Verified(placed) = record.phase else { continue };
-                let record = match end {
-                    IntentEnd::Published => published(record, placed),
-                    IntentEnd::Back | IntentEnd::Broken if record.is_mend => unmended(record),
-                    IntentEnd::Back => EntryRecord { phase: EntryPhase::Sealed, ..record },
-                    IntentEnd::Broken => {
-                        gone.push(*ino);
-                        EntryRecord { former: record.former, ..emptied(record) }
-                    }
-                };
-                tables.put(&record)?;
-            }
-            Ok(())
+            ends.iter().try_for_each(|(path, ino, end)| put_end(tables, gone, path, *ino, *end))
         })
     }
 
@@ -321,6 +285,33 @@ impl Catalog {
         })
     }
 
+    /// As [`Catalog::know`] for the next step of a bulk copy: what it says, all in one durable commit. Answers for each intent whether it
+    /// counts, and what is known of the tree then.
+    pub(in crate::store) fn record_step(&self, step: &Step<'_>) -> Result<(Vec<bool>, KnownFiles)> {
+        let (value, gone) = self.database.write("record step", Commit::Durable, |transaction| {
+            let (mut tables, mut gone) = (Tables::open(transaction)?, Vec::new());
+            for (path, ino, end) in &step.ends {
+                put_end(&mut tables, &mut gone, path, *ino, *end)?;
+            }
+            for path in &step.forgotten {
+                gone.extend(tables.remove(path.as_bytes())?);
+                tables.remove_other(path.as_bytes())?;
+            }
+            let intents = step.intents.iter().map(|one| put_intent(&mut tables, &mut gone, one));
+            let counts = intents.collect::<Result<Vec<_>, _>>()?;
+            for other in step.others {
+                gone.extend(tables.remove(other.path.as_bytes())?);
+                tables.put_other(other)?;
+            }
+            drop(tables);
+            let mut names = Names::open(transaction)?;
+            step.names.iter().try_for_each(|change| names.apply(change))?;
+            Ok(((counts, names.finish(transaction)?), gone))
+        })?;
+        gone.into_iter().for_each(|ino| self.trees.remove(ino));
+        Ok(value)
+    }
+
     /// One change of entries. Trees of the numbers that it collects go after the commit that forgets them.
     fn change<T>(
         &self,
@@ -339,6 +330,69 @@ impl Catalog {
         }
         Ok(value)
     }
+}
+
+/// What a bulk copy says at once.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Step<'a> {
+    /// Ends of the intents of the step before.
+    pub(in crate::store) ends: Vec<(&'a RelPath, u64, IntentEnd)>,
+    /// Entries that are gone at the source and in DIR, or have moved.
+    pub(in crate::store) forgotten: Vec<&'a RelPath>,
+    /// Verified, and about to get their names.
+    pub(in crate::store) intents: &'a [EntryRecord],
+    /// Entries without bytes of their own that are in DIR, durably.
+    pub(in crate::store) others: &'a [OtherRecord],
+    /// What the source has.
+    pub(in crate::store) names: &'a [NameChange],
+}
+
+/// Answers whether it counts: not if a later version of its path is recorded.
+fn put_intent(
+    tables: &mut Tables<'_>,
+    gone: &mut Vec<u64>,
+    intent: &EntryRecord,
+) -> Result<bool, Failure> {
+    let Some(known) = tables.get_version(&intent.path, &intent.version)? else {
+        return Ok(false);
+    };
+    let is_mend = matches!(intent.phase, EntryPhase::Verified(_))
+        && matches!(known.phase, EntryPhase::Published(_));
+    let former = known.placed();
+    tables.remove_other(intent.path.as_bytes())?;
+    let mut intent = EntryRecord { former, is_mend, ..intent.clone() };
+    intent.origin = intent.origin.or(known.origin);
+    if is_mend {
+        // Taken from the file in DIR, which lost the same before.
+        intent.losses.extend(known.losses);
+        intent.losses.sort_unstable();
+        intent.losses.dedup();
+        intent.checksum = intent.checksum.or(known.checksum);
+    }
+    gone.extend(tables.put(&intent)?);
+    Ok(true)
+}
+
+fn put_end(
+    tables: &mut Tables<'_>,
+    gone: &mut Vec<u64>,
+    path: &RelPath,
+    ino: u64,
+    end: IntentEnd,
+) -> Result<(), Failure> {
+    let known = tables.get(path.as_bytes())?;
+    let Some(record) = known.filter(|known| known.version.ino == ino) else { return Ok(()) };
+    let EntryPhase::Verified(placed) = record.phase else { return Ok(()) };
+    let record = match end {
+        IntentEnd::Published => published(record, placed),
+        IntentEnd::Back | IntentEnd::Broken if record.is_mend => unmended(record),
+        IntentEnd::Back => EntryRecord { phase: EntryPhase::Sealed, ..record },
+        IntentEnd::Broken => {
+            gone.push(ino);
+            EntryRecord { former: record.former, ..emptied(record) }
+        }
+    };
+    tables.put(&record).map(drop)
 }
 
 /// How an attempt to publish ended.

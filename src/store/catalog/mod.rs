@@ -12,7 +12,7 @@
 //! | `tables` | the tables, kept in step with each other |
 //! | `database` | transactions; opened again after an error of the disk; `ballast` for a full one; `guard` against rotten pages |
 //! | `name`, `packed` | what is recorded of a name, and attributes in few bytes |
-//! | `names` | the source's tree as it was seen last |
+//! | `names`, `directory` | the source's tree as it was seen last; all that is known of one directory |
 //! | `trees` | block hashes, in files of their own: 2.5 GB for 10 TB |
 //!
 //! # Schema 1
@@ -40,6 +40,7 @@ mod codec;
 #[cfg(test)]
 mod crash;
 mod database;
+mod directory;
 mod guard;
 mod history;
 #[cfg(test)]
@@ -76,7 +77,8 @@ use tables::{
 use trees::Trees;
 
 pub(super) use ballast::BALLAST_NAME;
-pub(super) use changes::{IntentEnd, Landed, emptied, published, unmended};
+pub(super) use changes::{IntentEnd, Landed, Step, emptied, published, unmended};
+pub use directory::KnownDirectory;
 pub use history::Ordered;
 pub use name::{ListedName, NameRecord, SourceShape};
 pub use names::{KnownFiles, NameChange};
@@ -332,6 +334,23 @@ impl Catalog {
         found.into_iter().try_for_each(show)
     }
 
+    /// As [`Catalog::entries_below`], the path itself left out, for entries without bytes of their own.
+    ///
+    /// # Errors
+    /// As [`Catalog::entry`].
+    pub fn others_below(&self, path: &RelPath) -> Result<Vec<OtherRecord>> {
+        let [from, to] = [b'/', b'/' + 1].map(|end| [path.as_bytes(), &[end]].concat());
+        self.database.read("read catalog", |transaction| {
+            let others = transaction.open_table(OTHERS)?;
+            let rows = others.range(from.as_slice()..to.as_slice())?;
+            rows.map(|row| {
+                let (path, bytes) = row?;
+                decode_other(path.value(), bytes.value())
+            })
+            .collect()
+        })
+    }
+
     /// What is recorded of an entry without bytes of its own.
     ///
     /// # Errors
@@ -415,6 +434,11 @@ impl Catalog {
         hashes: &[(u64, BlockHash)],
     ) -> Result<OwnedFd, Errno> {
         self.trees.write(ino, hashes)
+    }
+
+    /// As [`Catalog::sync_hash_names`] and the hashes themselves, all that were written.
+    pub(super) fn sync_hash_files(&self) -> Result<(), Errno> {
+        self.trees.sync_all()
     }
 
     pub(super) fn sync_hash_names(&self) -> Result<(), Errno> {

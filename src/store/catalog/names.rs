@@ -169,22 +169,7 @@ impl Catalog {
     pub fn record_names(&self, changes: &[NameChange]) -> Result<KnownFiles> {
         self.database.write("record names", Commit::Later, |transaction| {
             let mut names = Names::open(transaction)?;
-            for change in changes {
-                match change {
-                    NameChange::Put { parent, name, record } => {
-                        names.put((*parent, name.as_bytes()), record)?;
-                    }
-                    NameChange::Remove { parent, name } => {
-                        names.remove((*parent, name.as_bytes()))?;
-                    }
-                    NameChange::Complete { directory, next_position } => {
-                        names.complete(*directory, *next_position)?;
-                    }
-                    NameChange::Incomplete { directory } => {
-                        names.listings.remove(*directory)?;
-                    }
-                }
-            }
+            changes.iter().try_for_each(|change| names.apply(change))?;
             names.finish(transaction)
         })
     }
@@ -264,7 +249,7 @@ impl Catalog {
 }
 
 /// The tables about names, open for writing.
-struct Names<'t> {
+pub(super) struct Names<'t> {
     names: Table<'t, (u64, &'static [u8]), &'static [u8]>,
     listings: Table<'t, u64, u64>,
     orphans: Table<'t, u64, ()>,
@@ -275,7 +260,7 @@ struct Names<'t> {
 }
 
 impl<'t> Names<'t> {
-    fn open(transaction: &'t WriteTransaction) -> Result<Self, Failure> {
+    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, Failure> {
         Ok(Self {
             names: transaction.open_table(NAMES)?,
             listings: transaction.open_table(LISTINGS)?,
@@ -284,6 +269,22 @@ impl<'t> Names<'t> {
             files: 0,
             bytes: 0,
         })
+    }
+
+    pub(super) fn apply(&mut self, change: &NameChange) -> Result<(), Failure> {
+        match change {
+            NameChange::Put { parent, name, record } => {
+                self.put((*parent, name.as_bytes()), record)
+            }
+            NameChange::Remove { parent, name } => self.remove((*parent, name.as_bytes())),
+            NameChange::Complete { directory, next_position } => {
+                self.complete(*directory, *next_position)
+            }
+            NameChange::Incomplete { directory } => {
+                self.listings.remove(*directory)?;
+                Ok(())
+            }
+        }
     }
 
     fn put(&mut self, key: (u64, &[u8]), record: &NameRecord) -> Result<(), Failure> {
@@ -382,7 +383,7 @@ impl<'t> Names<'t> {
         Ok(most - gone.len().min(most))
     }
 
-    fn finish(self, transaction: &WriteTransaction) -> Result<KnownFiles, Failure> {
+    pub(super) fn finish(self, transaction: &WriteTransaction) -> Result<KnownFiles, Failure> {
         let mut meta = transaction.open_table(META)?;
         let mut add = |name, change: u64| -> Result<u64, Failure> {
             let number = get_number(&meta, name)?.unwrap_or(0).wrapping_add(change);
@@ -421,6 +422,6 @@ fn get_name(
     NameRecord::decode(found.value()).map(Some).ok_or_else(|| unreadable(key))
 }
 
-fn unreadable((parent, name): (u64, &[u8])) -> Failure {
+pub(super) fn unreadable((parent, name): (u64, &[u8])) -> Failure {
     corrupt(format!("name {:?} in directory {parent}", String::from_utf8_lossy(name)))
 }

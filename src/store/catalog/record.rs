@@ -11,8 +11,10 @@ use crate::store::metadata::MetadataLoss;
 use super::codec::{Decoder, Encoder};
 use super::packed::{decode_checksum, encode_checksum};
 
-/// First byte of every entry.
+/// First byte of every entry without bytes of its own, and of those that were written before origins were.
 const ENTRY_FORMAT: u8 = 1;
+/// First byte of every entry: its origin comes last.
+const ORIGIN_FORMAT: u8 = 2;
 
 /// One version of one source file: the inode number names it for ever.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +114,8 @@ pub struct EntryRecord {
     pub is_adopted: bool,
     /// Whether the file of `former` was being evicted: what is left of it goes at the next start.
     pub is_evicted: bool,
+    /// Its inode number at the source, where that has such: known again under another name.
+    pub origin: Option<u64>,
 }
 
 impl EntryRecord {
@@ -130,6 +134,7 @@ impl EntryRecord {
             is_mend: false,
             is_adopted: false,
             is_evicted: false,
+            origin: None,
         }
     }
 
@@ -148,7 +153,7 @@ impl EntryRecord {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
-        to.byte(ENTRY_FORMAT);
+        to.byte(ORIGIN_FORMAT);
         let (phase, placed) = match self.phase {
             EntryPhase::Absent => (0, None),
             EntryPhase::Filling => (1, None),
@@ -181,16 +186,24 @@ impl EntryRecord {
         self.digest.iter().for_each(|digest| to.array(digest));
         self.checksum.iter().for_each(|checksum| encode_checksum(&mut to, checksum));
         to.byte(encode_losses(&self.losses));
+        // No inode has number 0.
+        to.number(self.origin.unwrap_or(0));
         to.finish()
     }
 
     /// `None` if the bytes are no entry.
     pub(super) fn decode(path: &[u8], bytes: &[u8]) -> Option<Self> {
-        let path = path_of(path)?;
+        Self::decode_at(path_of(path)?, bytes)
+    }
+
+    /// As [`EntryRecord::decode`] of a path that is known already.
+    pub(super) fn decode_at(path: RelPath, bytes: &[u8]) -> Option<Self> {
         let mut from = Decoder(bytes);
-        if from.byte()? != ENTRY_FORMAT {
-            return None;
-        }
+        let has_origin = match from.byte()? {
+            ENTRY_FORMAT => false,
+            ORIGIN_FORMAT => true,
+            _ => return None,
+        };
         let phase = from.byte()?;
         let flags = from.byte()?;
         let proof = decode_proof(from.byte()?)?;
@@ -214,6 +227,8 @@ impl EntryRecord {
         let digest = if flags & 8 != 0 { Some(from.array()?) } else { None };
         let checksum = if flags & 16 != 0 { Some(decode_checksum(&mut from)?) } else { None };
         let losses = decode_losses(from.byte()?)?;
+        let origin = if has_origin { Some(from.number()?) } else { None };
+        let origin = origin.filter(|inode| *inode != 0);
         from.end()?;
         let version = Version { ino, fingerprint, is_settled: flags & 1 != 0 };
         let [is_mend, is_adopted, is_evicted] = [32, 64, 128].map(|bit| flags & bit != 0);
@@ -230,6 +245,7 @@ impl EntryRecord {
             is_mend,
             is_adopted,
             is_evicted,
+            origin,
         })
     }
 }
@@ -459,9 +475,9 @@ pub(super) mod tests {
         let version = (any::<u64>(), fingerprint(), any::<bool>())
             .prop_map(|(ino, fingerprint, is_settled)| Version { ino, fingerprint, is_settled });
         let digest = any::<Option<[u8; 32]>>();
-        let noted = (prop::option::of(checksum()), losses(), any::<[bool; 3]>());
+        let noted = (prop::option::of(checksum()), losses(), any::<[bool; 3]>(), 0..u64::MAX);
         (version, phase(), part, prop::option::of(placed()), digest, proof(), noted).prop_map(
-            |(version, phase, part, former, digest, proof, (checksum, losses, flags))| {
+            |(version, phase, part, former, digest, proof, (checksum, losses, flags, origin))| {
                 EntryRecord {
                     path: path_of(b"a/b\xff").unwrap(),
                     version,
@@ -475,6 +491,7 @@ pub(super) mod tests {
                     is_mend: flags[0],
                     is_adopted: flags[1],
                     is_evicted: flags[2],
+                    origin: (origin > 0).then_some(origin),
                 }
             },
         )
@@ -523,7 +540,7 @@ pub(super) mod tests {
             drop(EntryRecord::decode(&path, &bytes));
             drop(ErrorNote::decode(&bytes));
             drop(OtherRecord::decode(&path, &bytes));
-            bytes.splice(..0, [ENTRY_FORMAT, 3, 63, 2]);
+            bytes.splice(..0, [ORIGIN_FORMAT, 3, 63, 2]);
             drop(EntryRecord::decode(b"a", &bytes));
         }
 

@@ -104,14 +104,24 @@ impl<'t> Tables<'t> {
         Ok(old)
     }
 
-    /// Forgets all of an entry; returns it.
-    pub(super) fn remove(&mut self, path: &[u8]) -> Result<Option<EntryRecord>, Failure> {
+    /// Forgets all of an entry; returns its number, unless an entry under another name has it now.
+    pub(super) fn remove(&mut self, path: &[u8]) -> Result<Option<u64>, Failure> {
         let Some(old) = self.get(path)? else { return Ok(None) };
+        let ino = old.version.ino;
         self.entries.remove(path)?;
         self.unfinished.remove(path)?;
-        self.inos.remove(old.version.ino)?;
-        self.clear_all(old.version.ino)?;
-        Ok(Some(old))
+        if self.inos.get(ino)?.is_some_and(|owner| owner.value() != path) {
+            return Ok(None);
+        }
+        self.inos.remove(ino)?;
+        self.clear_all(ino)?;
+        Ok(Some(ino))
+    }
+
+    /// Records an entry without bytes of its own.
+    pub(super) fn put_other(&mut self, record: &OtherRecord) -> Result<(), Failure> {
+        self.others.insert(record.path.as_bytes(), record.encode().as_slice())?;
+        Ok(())
     }
 
     /// What had no bytes of its own has some now.
@@ -142,7 +152,11 @@ impl<'t> Tables<'t> {
     }
 
     fn clear_all(&mut self, ino: u64) -> Result<(), Failure> {
-        self.blocks.retain_in((ino, 0)..=(ino, u64::MAX), |_, _| false)?;
+        let all = (ino, 0)..=(ino, u64::MAX);
+        // Mostly there are none, and looking costs less than retaining.
+        if self.blocks.range(all.clone())?.next().is_some() {
+            self.blocks.retain_in(all, |_, _| false)?;
+        }
         Ok(())
     }
 }

@@ -57,6 +57,11 @@ impl Trees {
         sync_directory(self.directory.as_fd())
     }
 
+    /// Makes everything that was written durable, with all else on the same file system.
+    pub(super) fn sync_all(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(&self.directory)
+    }
+
     /// The hashes of `blocks`, as many as there are.
     pub(super) fn read(&self, ino: u64, blocks: Range<u64>) -> Result<Vec<BlockHash>, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW;

@@ -1,0 +1,176 @@
+//! The first copy: everything that a tree can hold, and everything that can get in its way.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::tree::{assert_same, looks, make_mixed, state};
+use crate::{Env, ended, exists};
+
+#[test]
+fn a_copy_is_the_source_in_everything() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    let ended = env.copied(&[]);
+    assert_eq!(ended.count("/files/failed"), 0);
+    assert_eq!(ended.count("/files/linked"), 2);
+    let (source, copy) = (env.source().join("sparse"), env.dir().join("sparse"));
+    let blocks = |path| fs::metadata(path).unwrap().blocks();
+    assert!(blocks(&copy) <= blocks(&source) + 16, "a hole became data");
+    assert!(exists(&env.dir().join(".lazycopy/receipt.json")));
+    assert!(!exists(&env.dir().join("LAZYCOPY-INCOMPLETE.txt")));
+    assert_eq!(fs::read_dir(env.dir().join(".lazycopy/parts")).unwrap().count(), 0);
+    // What was copied is proven again by the catalog's own hashes.
+    let verified = env.command(&["verify", "copy"]).output().unwrap();
+    assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stderr));
+}
+
+#[test]
+fn paranoid_copies_read_back_from_the_disk() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    env.copied(&["--durability", "paranoid"]);
+}
+
+#[test]
+fn a_second_copy_does_nothing() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    let first = env.copied(&[]);
+    let before = looks(&env.dir());
+    let receipt = fs::metadata(env.dir().join(".lazycopy/receipt.json")).unwrap().ino();
+    let second = env.copied(&[]);
+    assert_eq!((second.count("/files/copied"), second.count("/metadata_renewed")), (0, 0));
+    assert_eq!(second.count("/files/unchanged"), first.count("/files/copied"));
+    assert_eq!(second.count("/specials"), 0);
+    assert!(looks(&env.dir()) == before);
+    let now = fs::metadata(env.dir().join(".lazycopy/receipt.json")).unwrap().ino();
+    assert_eq!(now, receipt, "nothing has changed, so the receipt stays");
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_the_rest_is_copied() {
+    let env = Env::new();
+    env.write("good", "good");
+    fs::create_dir(env.source().join("taken")).unwrap();
+    env.write("taken/one", "one");
+    // Somebody else's directory has the name of a file.
+    env.copied(&[]);
+    env.write("new", "new");
+    fs::create_dir_all(env.dir().join("new/theirs")).unwrap();
+    let ended = env.copy(&[]).expect(1);
+    assert_eq!(ended.count("/files/failed"), 1);
+    assert!(exists(&env.dir().join("new/theirs")));
+    assert!(exists(&env.dir().join("LAZYCOPY-INCOMPLETE.txt")));
+    fs::remove_dir_all(env.dir().join("new")).unwrap();
+    env.copied(&[]);
+}
+
+#[test]
+fn a_kill_anywhere_loses_nothing_and_the_same_command_goes_on() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    for number in 0..2000 {
+        fs::write(env.source().join(format!("small {number}")), number.to_string()).unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_secs(2)); // settled, so that the kills meet the copying itself
+    for delay_ms in [5, 20, 40, 60, 80, 120, 200, 300] {
+        let mut child = env.start(&[]);
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !exists(&env.dir()) {
+            continue;
+        }
+        // Whatever has its name is whole.
+        let source = looks(&env.source());
+        for (path, found) in looks(&env.dir()) {
+            if found.is_file() {
+                assert!(
+                    source.get(&path).is_some_and(|wanted| wanted.same_bytes(&found))
+                        || path.starts_with("LAZYCOPY-INCOMPLETE.txt"),
+                    "{}",
+                    path.display()
+                );
+            }
+        }
+    }
+    env.copied(&[]);
+}
+
+#[test]
+fn a_mount_goes_on_where_a_copy_left_and_another_source_is_refused() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    env.copied(&[]);
+    fs::create_dir(env.path("other")).unwrap();
+    let output = env.command(&["copy", "other", "copy"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("it holds a copy of"));
+}
+
+#[test]
+fn a_directory_in_use_is_refused_with_6() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    for number in 0..3000 {
+        env.write(&format!("small {number}"), "x");
+    }
+    let mut first = env.start(&[]);
+    // It waits for the young files to rest, so it is there for a while.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !exists(&env.dir().join(".lazycopy/lock")) && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let second = env.command(&["copy", "source", "copy"]).output().unwrap();
+    assert_eq!(second.status.code(), Some(6), "{}", String::from_utf8_lossy(&second.stderr));
+    let status = env.command(&["status", "--json", "copy"]).output().unwrap();
+    assert_eq!(status.status.code(), Some(0), "{}", String::from_utf8_lossy(&status.stderr));
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&first),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(5), "told to end");
+    env.copied(&[]);
+}
+
+#[test]
+fn a_dry_run_changes_nothing_at_all() {
+    let env = Env::new();
+    make_mixed(&env.source());
+    let dry = env.copy(&["--dry-run"]).expect(0);
+    assert!(!exists(&env.dir()), "nothing is made");
+    let first = env.copied(&[]);
+    assert_eq!(dry.count("/files/copied"), first.count("/files/copied"));
+    env.write("new", "new");
+    fs::remove_file(env.source().join("a/file 1")).unwrap();
+    let before = state(&env.dir());
+    let dry = env.copy(&["--dry-run", "--delete"]).expect(0);
+    assert_eq!((dry.count("/files/copied"), dry.count("/deleted")), (1, 1));
+    assert_eq!(state(&env.dir()), before);
+    let done = env.copied(&["--delete"]);
+    assert_eq!((done.count("/files/copied"), done.count("/deleted")), (1, 1));
+}
+
+#[test]
+fn a_source_that_changes_while_it_is_copied_ends_in_one_version() {
+    let env = Env::new();
+    for number in 0..300 {
+        env.write(&format!("f{number}"), &"a".repeat(10_000));
+    }
+    let child = env.start(&[]);
+    for number in 0..300 {
+        env.write(&format!("f{number}"), &"b".repeat(10_000));
+    }
+    let first = ended(child);
+    assert!([Some(0), Some(1)].contains(&first.exit), "{}", first.stderr);
+    for (path, found) in looks(&env.dir()) {
+        if path.to_string_lossy().starts_with('f') {
+            let text = fs::read_to_string(env.dir().join(&path)).unwrap();
+            assert!(text == "a".repeat(10_000) || text == "b".repeat(10_000), "{path:?} {found:?}");
+        }
+    }
+    env.copied(&[]);
+    assert_same(&env.source(), &env.dir());
+}
