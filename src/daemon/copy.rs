@@ -146,7 +146,7 @@ impl Copy {
             engine.switch().resume().await?;
         }
         engine.until_recorded().await;
-        let job = Job::of_copy(&place);
+        let job = Job::of_copy(&engine);
         let reporter = Arc::new(Reporter::of(&engine, &place, None));
         reporter.set_job(Arc::clone(&job));
         let is_delta = destination.has_receipt();
@@ -259,7 +259,8 @@ impl Copy {
             is_changed = true;
             self.destination.mark_incomplete()?;
             let engine = Arc::clone(&self.engine);
-            let working = tokio::spawn(async move { Ok(Hydration::new(&engine).copy_paths(left).await) });
+            let working =
+                tokio::spawn(async move { Ok(Hydration::new(&engine).copy_paths(left).await) });
             let copied = self.until(working, signals, &stop).await;
             if !stop.load(Ordering::Relaxed) {
                 copied?;

@@ -79,9 +79,9 @@ impl Job {
     }
 
     /// The job of a copy without a mount, which does the work itself.
-    pub(super) fn of_copy(place: &Place) -> Arc<Self> {
+    pub(super) fn of_copy(engine: &Engine) -> Arc<Self> {
         Arc::new(Self {
-            name: name(place),
+            name: engine.events().job().to_owned(),
             fill: Fill::Everything,
             phase: ArcSwap::from_pointee(JobPhase::Scanning),
             ended: watch::Sender::new(None),

@@ -289,7 +289,7 @@ impl<'a> Scanner<'a> {
         };
         let filter = &self.bulk.engine.settings.hydrate.filter;
         let is_directory = attributes.kind == EntryKind::Directory;
-        let scope = filter.below(job.scope, path, is_directory);
+        let scope = filter.below(job.scope, &job.path, &entry.name, is_directory);
         if scope.is_left_out() {
             self.bulk.counts.left_out.increment();
             let ino = name.as_ref().map_or_else(|| self.bulk.engine.tree.inos.next(), |n| n.ino);
