@@ -193,7 +193,10 @@ impl Played {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // The server may hang up before it has read everything.
         let _sent = stream.write_all(request);
-        let _end = stream.shutdown(std::net::Shutdown::Write);
+        if !request.ends_with(b"\r\n\r\n") {
+            // A whole request is answered; who hangs up before that may get no answer.
+            let _end = stream.shutdown(std::net::Shutdown::Write);
+        }
         let mut answer = Vec::new();
         let _read = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()

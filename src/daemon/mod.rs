@@ -127,6 +127,9 @@ async fn live(
         }
     };
     let mut control = Some(control);
+    // Before anybody who waited for the start can ask for it.
+    started.engine.begin_life().await;
+    tell_session(started, Step::Begun, None);
     let told = {
         // Who shows it may live longer than the engine, which must not wait for that.
         let shown = Arc::downgrade(&reporter);
@@ -134,8 +137,6 @@ async fn live(
         let status = move || shown.upgrade().map(|reporter| reporter.status_now());
         readiness.ready(&line, &started.warnings, Box::new(status))
     };
-    tell_session(started, Step::Begun, None);
-    started.engine.begin_life().await;
     tracing::info!(session = reporter.session(), source = %started.place.source, mountpoint = %started.place.mountpoint.display(), "mounted");
     let end = match told {
         Ok(()) => until_end(started, &mut signals, &reporter, &job, readiness).await,

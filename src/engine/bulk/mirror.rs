@@ -156,7 +156,9 @@ impl Bulk {
             let links = std::mem::take(&mut plan.links);
             self.make_links(publisher, links)?;
         }
-        let gone = std::mem::take(&mut plan.gone);
+        let mut gone = std::mem::take(&mut plan.gone);
+        // Further names of a file before its first: by that they are known.
+        gone.sort_by_key(|one| !matches!(one, Gone::Other(_)));
         if self.settings.delete.is_none() || self.is_blind() {
             self.counts.gone.add(gone.len() as u64);
         } else if !gone.is_empty() {
@@ -256,11 +258,11 @@ impl Bulk {
         let destination = &self.engine.destination;
         let Some(now) = destination.existing(&record.path)? else { return Ok(Removed::Gone) };
         let is_ours = match &record.link_of {
-            // One more name: the bytes stay under the others, or go with the last.
+            // One more name: the bytes stay under the others. Whether it still is one cannot be told once the first is gone: then it stays.
             Some(first) => {
                 let first = destination.catalog().entry(first)?.and_then(|entry| entry.placed());
                 now.kind == EntryKind::File
-                    && first.is_none_or(|placed| {
+                    && first.is_some_and(|placed| {
                         (now.identity.inode, now.size, now.modified)
                             == (placed.inode, placed.size, placed.modified)
                     })
