@@ -13,7 +13,7 @@ use crate::engine::stats::Counter;
 use crate::engine::tree::identity_of;
 use crate::engine::{Engine, ROOT_INO, on_disk};
 use crate::store::catalog::EntryPhase;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 /// How long a listing stays in memory after it was used last.
 const LISTING_IDLE_MS: u64 = 30_000;
@@ -24,9 +24,33 @@ pub(super) struct LetGo {
     files: Table<u64, u64>,
     count: Counter,
     bytes: Counter,
+    /// Files that began to leave memory, and those that are through. AcqRel: who sees both alike before and after a look at all files saw
+    /// each of them once.
+    begun: AtomicU64,
+    through: AtomicU64,
+}
+
+/// A file on its way out of memory: it counts neither as there nor as let go.
+struct Moving<'a>(&'a LetGo);
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.through.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl LetGo {
+    fn moving(&self) -> Moving<'_> {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        Moving(self)
+    }
+
+    /// Something that changes with every file that leaves; `None` while one is on its way.
+    pub(super) fn generation(&self) -> Option<u64> {
+        let through = self.through.load(Ordering::Acquire);
+        (self.begun.load(Ordering::Acquire) == through).then_some(through)
+    }
+
     fn note(&self, ino: u64, bytes: u64) {
         if self.files.insert(ino, bytes).is_none() {
             self.count.increment();
@@ -204,11 +228,9 @@ impl Engine {
         if ino == ROOT_INO || !node.leave() {
             return;
         }
-        if node.is_unrecorded()
-            || !is_idle(&node)
-            || !self.is_vouched_for(&node)
-            || !self.remove(&node)
-        {
+        let may_leave = !node.is_unrecorded() && is_idle(&node) && self.is_vouched_for(&node);
+        let _moving = self.tree.let_go.moving();
+        if !may_leave || !self.remove(&node) {
             node.stay();
             self.tree.leaving.insert(ino, ());
             return;

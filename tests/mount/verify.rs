@@ -676,8 +676,8 @@ fn a_damaged_catalog_says_what_to_do_and_that_works() {
     let middle = whole.len() / 2;
     let scratched = |from: usize| [&whole[..from], &vec![0xa5; whole.len() - from]].concat();
     let cut = [vec![0; whole.len()], whole[..middle].to_vec(), Vec::new()];
-    // redb panics at pages that are no pages.
-    for damaged in cut.into_iter().chain([64, 512, 8192, middle].map(scratched)) {
+    // redb panics at pages that are no pages. From the second page on, as what lies in the second half alone may be free.
+    for damaged in cut.into_iter().chain([64, 512, 8192].map(scratched)) {
         fs::write(&catalog, &damaged).unwrap();
         for ran in [env.try_mount(env.source(), &["--hydrate"]), verify(&env, &[])] {
             assert_eq!(ran.code, Some(4), "{ran:?}");
