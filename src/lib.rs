@@ -12,9 +12,9 @@
 //! | [`vfs`] | 3 | the FUSE front: mounting, callbacks that only translate, passthrough, errno table | engine, core |
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
 //! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
-//! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, probe, lock | core |
+//! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, proof, receipt, eviction, probe, lock | core |
 //! | [`source`] | 1 | where bytes come from: local directories, HTTP; one that is away is opened when it is back | core |
-//! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, limits, planning | sync |
+//! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, limits, filters, lanes, planning | sync |
 //! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
 //! | [`error`] | | one error type, a closed set of kinds | |
 //!
@@ -35,9 +35,8 @@
 //! Published (metadata, fsync, rename without clobbering, fsync of the directory). A file that changes at the source gets a new inode
 //! number; the old one answers ESTALE for what is not local. In a cache of limited size (`--keep SIZE`, [`engine::evict`]) a version may go
 //! back to Absent, and single blocks too: first from the record, then from the disk. Published files are read by the kernel itself where it can (passthrough).
-//! In a copy in place (`lazycopy clone`) the mount covers the destination itself, and goes when the last file is published ([`daemon`]).
 //! They can be proven again at any later time, and mended block by block ([`engine::verify`]).
-
+//! In a copy in place (`lazycopy clone`) the mount covers the destination itself, and goes when the last file is published ([`daemon`]).
 //!
 //! # A copy without a mount
 //! `lazycopy copy` ([`daemon::copy`]) runs the same engine with nobody reading. A tree on this machine is copied by plain threads

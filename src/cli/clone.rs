@@ -78,7 +78,7 @@ impl CloneArgs {
             hydrate: self.background.settings()?,
             mount: self.serving.mount()?,
             // It keeps the list of its scan.
-            tree: self.copying.tree(Some(Refresh::Never)),
+            tree: self.serving.tree(&self.copying, Some(Refresh::Never)),
             reads: self.serving.reads(),
             publish: self.copying.publish(),
             limits: self.limits.settings(),

@@ -9,7 +9,7 @@ use clap::builder::BoolishValueParser;
 use indicatif::MultiProgress;
 use serde_json::json;
 
-use crate::cli::copying::parse_size;
+use crate::cli::copying::CopyingArgs;
 use crate::cli::exit::Exit;
 use crate::cli::hydrate_options::HydrateArgs;
 use crate::cli::limit_options::LimitArgs;
@@ -18,7 +18,7 @@ use crate::cli::progress::{Progress, View};
 use crate::cli::{absolute, complain, say, text};
 use crate::daemon::copy::{Summary, copy};
 use crate::daemon::readiness::{Readiness, StatusSource};
-use crate::daemon::settings::{CopySettings, Durability, Existing, PublishSettings, SourceSpec};
+use crate::daemon::settings::{CopySettings, SourceSpec};
 use crate::error::Result;
 
 /// Copy SOURCE into DIR and prove every byte. Run again it copies only what changed.
@@ -49,27 +49,8 @@ pub(crate) struct CopyArgs {
     /// Print one JSON object per line: progress (bytes, seconds), warnings, and the summary as the last [default: text]
     #[arg(long, env = "LAZYCOPY_JSON", hide_env_values = true, value_parser = BoolishValueParser::new())]
     json: bool,
-    /// Directory for the catalog and hashes of DIR; made if its parent exists, remembered in DIR [default: in DIR]
-    #[arg(long, value_name = "DIR", env = "LAZYCOPY_STATE_DIR", hide_env_values = true)]
-    state_dir: Option<PathBuf>,
-    /// What to do with files that DIR has already
-    #[arg(long, env = "LAZYCOPY_EXISTING", hide_env_values = true, value_enum, default_value_t)]
-    existing: Existing,
-    /// Go into other file systems below a local SOURCE [default: one file system]
-    #[arg(long, env = "LAZYCOPY_CROSS_MOUNTS", hide_env_values = true, value_parser = BoolishValueParser::new())]
-    cross_mounts: bool,
-    /// Space of DIR that stays free, as 500MB or 2GiB; below it the copy waits [default: 5 %, 1GiB to 64GiB]
-    #[arg(long, value_name = "SIZE", env = "LAZYCOPY_RESERVE", hide_env_values = true, value_parser = parse_size)]
-    reserve: Option<u64>,
-    /// Keep set-user-id, set-group-id and file capabilities in DIR [default: removed]
-    #[arg(long, env = "LAZYCOPY_PRESERVE_PRIVILEGED", hide_env_values = true, value_parser = BoolishValueParser::new())]
-    preserve_privileged: bool,
-    /// Fail a file whose metadata cannot be kept [default: count a warning]
-    #[arg(long, env = "LAZYCOPY_STRICT_METADATA", hide_env_values = true, value_parser = BoolishValueParser::new())]
-    strict_metadata: bool,
-    /// How surely a file is on the disk before it counts as verified
-    #[arg(long, env = "LAZYCOPY_DURABILITY", hide_env_values = true, value_enum, default_value_t)]
-    durability: Durability,
+    #[command(flatten)]
+    copying: CopyingArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -80,19 +61,12 @@ pub(crate) struct CopyArgs {
 
 impl CopyArgs {
     fn settings(&self) -> Result<CopySettings> {
-        let state_dir = self.state_dir.as_ref();
         Ok(CopySettings {
             source: SourceSpec::parse(&self.source)?,
             destination: absolute("use destination", &self.dir)?,
-            state_dir: state_dir.map(|path| absolute("use state directory", path)).transpose()?,
-            cross_mounts: self.cross_mounts,
-            publish: PublishSettings {
-                existing: self.existing,
-                preserve_privileged: self.preserve_privileged,
-                strict_metadata: self.strict_metadata,
-                durability: self.durability,
-                reserve: self.reserve,
-            },
+            state_dir: self.copying.state_dir()?,
+            cross_mounts: self.copying.cross_mounts(),
+            publish: self.copying.publish(),
             hydrate: self.background.settings()?,
             limits: self.limits.settings(),
             delete: self.delete.then_some(self.max_delete),

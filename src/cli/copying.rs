@@ -25,9 +25,6 @@ pub(crate) struct CopyingArgs {
     /// Go into other file systems below a local SOURCE [default: one file system]
     #[arg(long, env = "LAZYCOPY_CROSS_MOUNTS", hide_env_values = true, value_parser = BoolishValueParser::new())]
     cross_mounts: bool,
-    /// What to do with files that change at the source after they were first seen
-    #[arg(long, env = "LAZYCOPY_ON_CHANGE", hide_env_values = true, value_enum, default_value_t)]
-    on_change: OnChange,
     /// Space of the destination that stays free, as 500MB or 2GiB; below it nothing more is kept [default: 5 %, 1GiB to 64GiB]
     #[arg(long, value_name = "SIZE", env = "LAZYCOPY_RESERVE", hide_env_values = true, value_parser = parse_size)]
     reserve: Option<u64>,
@@ -47,8 +44,8 @@ impl CopyingArgs {
         self.state_dir.as_ref().map(|path| absolute("use state directory", path)).transpose()
     }
 
-    pub(crate) fn tree(&self, refresh: Option<Refresh>) -> TreeSettings {
-        TreeSettings { refresh, cross_mounts: self.cross_mounts, on_change: self.on_change }
+    pub(crate) fn cross_mounts(&self) -> bool {
+        self.cross_mounts
     }
 
     pub(crate) fn publish(&self) -> PublishSettings {
@@ -71,6 +68,9 @@ pub(crate) struct ServingArgs {
     /// Longest time that a read waits without progress, as 30s or 5m; 0 = for ever
     #[arg(long, value_name = "TIME", env = "LAZYCOPY_READ_TIMEOUT", hide_env_values = true, default_value = "30s", value_parser = parse_time)]
     read_timeout: Duration,
+    /// What to do with files that change at the source after they were first seen
+    #[arg(long, env = "LAZYCOPY_ON_CHANGE", hide_env_values = true, value_enum, default_value_t)]
+    on_change: OnChange,
     /// Threads that take requests from the kernel, 1 to 64
     #[arg(long, hide = true, value_name = "N", env = "LAZYCOPY_FUSE_THREADS", hide_env_values = true, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub(crate) fuse_threads: usize,
@@ -79,6 +79,11 @@ pub(crate) struct ServingArgs {
 impl ServingArgs {
     pub(crate) fn mount(&self) -> Result<MountOptions> {
         mount_options::parse(&self.options)
+    }
+
+    pub(crate) fn tree(&self, copying: &CopyingArgs, refresh: Option<Refresh>) -> TreeSettings {
+        let cross_mounts = copying.cross_mounts();
+        TreeSettings { refresh, cross_mounts, on_change: self.on_change }
     }
 
     pub(crate) fn reads(&self) -> ReadSettings {

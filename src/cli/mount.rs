@@ -74,7 +74,7 @@ impl MountArgs {
             fill,
             hydrate: self.background.settings()?,
             mount: self.serving.mount()?,
-            tree: self.copying.tree(self.refresh),
+            tree: self.serving.tree(&self.copying, self.refresh),
             reads: self.serving.reads(),
             publish: self.copying.publish(),
             limits: self.limits.settings(),

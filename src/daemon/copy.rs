@@ -113,6 +113,7 @@ impl Copy {
         let is_begun = reach::is_begun(&destination);
         let local = reach::local_place(&settings.source, false)?;
         check_apart(local.as_deref(), &destination)?;
+        check_quotas(local.as_deref(), &settings)?;
         let place =
             Place { source: String::new(), mountpoint: std::path::PathBuf::new(), destination };
         let way = Way::new(&settings.source, settings.cross_mounts);
@@ -224,16 +225,16 @@ impl Copy {
         }
         let failed = self.engine.stats().entries_failed();
         let outcome = if is_stopped {
-            self.job.set_phase(JobPhase::Stopped);
+            self.job.set_phase(&self.engine, JobPhase::Stopped);
             Outcome::Stopped
         } else if failed > 0 {
-            self.job.set_phase(JobPhase::Failed);
+            self.job.set_phase(&self.engine, JobPhase::Failed);
             Outcome::SomeFailed
         } else {
             if is_changed || !self.destination.has_receipt() {
                 self.job.finish(&self.engine).await?;
             }
-            self.job.set_phase(JobPhase::Complete);
+            self.job.set_phase(&self.engine, JobPhase::Complete);
             Outcome::Clean
         };
         Ok((outcome, Summary { elapsed_s: self.started.elapsed().as_secs_f64(), ..summary }))
@@ -301,7 +302,7 @@ impl Copy {
         Ok((Arc::new(counts), is_stopped, false))
     }
 
-    /// Waits for `running`; a signal makes it end soon.
+    /// Waits for `running`; a signal makes it end soon, and so does a quota that is used up.
     async fn until<T>(
         &self,
         mut running: tokio::task::JoinHandle<Result<T>>,
@@ -309,8 +310,10 @@ impl Copy {
         stop: &AtomicBool,
     ) -> Result<T> {
         let died = |died| Error::new(Kind::Io, "copy").caused_by(died);
+        let mut look = tokio::time::interval(BEAT);
         loop {
             tokio::select! {
+                _ = look.tick() => if self.is_at_its_limit() { break },
                 ended = &mut running => return ended.map_err(died)?,
                 order = signals.next() => match order {
                     Order::Explain => self.reporter.log_everything_waiting(),
@@ -318,9 +321,9 @@ impl Copy {
                 },
             }
         }
-        tracing::info!("told to end by a signal");
+        tracing::info!("ends before it is done");
         stop.store(true, Ordering::Relaxed);
-        self.job.set_phase(JobPhase::Draining);
+        self.job.set_phase(&self.engine, JobPhase::Draining);
         let abort = running.abort_handle();
         tokio::time::timeout(STOP_DEADLINE, async {
             abort.abort(); // threads end by themselves, tasks at their next wait
@@ -328,6 +331,11 @@ impl Copy {
         })
         .await
         .unwrap_or_else(|late| Err(Error::new(Kind::Timeout, "end copy").caused_by(late)))
+    }
+
+    /// Whether nothing more comes because a quota is used up.
+    fn is_at_its_limit(&self) -> bool {
+        self.engine.limits().used_up().is_some() && self.engine.active_chunks().is_empty()
     }
 
     fn begin(&self) -> crate::engine::bulk::Begin {
@@ -442,6 +450,17 @@ fn check_apart(source: Option<&Path>, destination: &Path) -> Result<()> {
         (false, true) => refused(format!("the source {} lies inside it", source.display())),
         (false, false) => Ok(()),
     }
+}
+
+/// Plain threads count no requests: better refused than not kept.
+fn check_quotas(source: Option<&Path>, settings: &CopySettings) -> Result<()> {
+    let limits = &settings.limits;
+    let has_quota = limits.max_fetch.is_some() || limits.max_requests.is_some();
+    let Some(source) = source.filter(|_| has_quota) else { return Ok(()) };
+    Err(Error::new(Kind::NotSupported, "start")
+        .at(source)
+        .because("--max-fetch and --max-requests are for sources of other machines")
+        .hint("--limit slows a copy down; a mount with --hydrate keeps quotas for every source"))
 }
 
 /// What the marker says from now on; it is put there with the first change.

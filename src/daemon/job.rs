@@ -90,9 +90,10 @@ impl Job {
         })
     }
 
-    /// Where that stands.
-    pub(super) fn set_phase(&self, phase: JobPhase) {
+    /// Where it stands from now on, for status and events.
+    pub(super) fn set_phase(&self, engine: &Engine, phase: JobPhase) {
         self.phase.store(Arc::new(phase));
+        engine.tell_phase(phase.as_str());
     }
 
     /// Waits until everything was tried: `Complete`, or `Failed`.
@@ -139,8 +140,7 @@ impl Job {
                 mark_incomplete(engine).await;
                 work
             };
-            self.phase.store(Arc::new(JobPhase::Hydrating));
-            engine.tell_phase(JobPhase::Hydrating.as_str());
+            self.set_phase(engine, JobPhase::Hydrating);
         }
     }
 
@@ -152,18 +152,15 @@ impl Job {
         let failed = engine.stats().entries_failed();
         match finished {
             Ok(0) if failed == 0 => {
-                self.phase.store(Arc::new(JobPhase::Complete));
-                engine.tell_phase(JobPhase::Complete.as_str());
+                self.set_phase(engine, JobPhase::Complete);
                 tracing::info!(files = engine.stats().files_published(), "complete");
             }
             Ok(now) => {
-                self.phase.store(Arc::new(JobPhase::Failed));
-                engine.tell_phase(JobPhase::Failed.as_str());
+                self.set_phase(engine, JobPhase::Failed);
                 tracing::warn!(failed = failed.max(now), "ended; not everything could be copied");
             }
             Err(error) => {
-                self.phase.store(Arc::new(JobPhase::Failed));
-                engine.tell_phase(JobPhase::Failed.as_str());
+                self.set_phase(engine, JobPhase::Failed);
                 tracing::error!(%error, "copy ended");
             }
         }

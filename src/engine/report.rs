@@ -9,10 +9,11 @@ use crate::core::phase::Phase;
 use crate::engine::Engine;
 use crate::engine::file::LazyFile;
 use crate::engine::hydrate::board::share;
+use crate::engine::node::Node;
 use crate::engine::stats::Stats;
 
-/// Looks at all files until no file leaves memory meanwhile, at most.
-const LOOKS: usize = 100;
+/// Files that a count looks at, at most, until none leaves memory meanwhile. Of so many, the few that may be missed then are not seen.
+const LOOKED_AT: usize = 100_000;
 
 /// What is known of the copy at one time.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,20 +53,23 @@ impl Engine {
         &self.stats
     }
 
-    /// Counts what is here, file by file. Where files leave memory all the time, the last of some looks.
+    /// Counts what is here, file by file.
     pub fn tally(&self) -> Tally {
-        for _ in 1..LOOKS {
+        let mut looked_at = 0;
+        loop {
             let before = self.tree.let_go.generation();
-            let tally = self.tally_once();
-            if before.is_some() && self.tree.let_go.generation() == before {
+            let nodes = self.tree.nodes();
+            let tally = self.tally_of(&nodes);
+            let is_right = before.is_some() && self.tree.let_go.generation() == before;
+            looked_at += nodes.len() + 1;
+            if is_right || looked_at >= LOOKED_AT {
                 return tally;
             }
             std::thread::yield_now();
         }
-        self.tally_once()
     }
 
-    fn tally_once(&self) -> Tally {
+    fn tally_of(&self, nodes: &[Arc<Node>]) -> Tally {
         let (published, published_bytes) = self.tree.let_go.counts();
         let mut tally = Tally {
             files_published: published + self.stats.carried.get(),
@@ -76,7 +80,7 @@ impl Engine {
             ..Tally::default()
         };
         let deleted: HashSet<u64> = self.changes.deleted().into_iter().collect();
-        for node in self.tree.nodes() {
+        for node in nodes {
             let Some(file) = node.file_in_use().filter(|file| !file.is_stale()) else { continue };
             if deleted.contains(&node.ino) {
                 continue;

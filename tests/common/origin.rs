@@ -330,11 +330,11 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
         };
         let goes_on = match page {
             Some(page) => Answer { shared, stream, asked: &asked, page: &page }.give(),
-            None => give_index(shared, stream, &asked).map(|()| true),
+            None => {
+                shared.state().running_heads -= usize::from(is_head);
+                give_index(shared, stream, &asked).map(|()| true)
+            }
         };
-        if is_head {
-            shared.state().running_heads -= 1;
-        }
         if !goes_on? {
             return stream.shutdown(std::net::Shutdown::Both);
         }
@@ -406,6 +406,11 @@ impl Answer<'_> {
         match &self.page.behaviour {
             Behaviour::Silent => self.shared.wait_for_release(),
             Behaviour::SilentBodies if !is_head => self.shared.wait_for_release(),
+            _ => {}
+        }
+        // It runs until its answer begins: who has all of that may ask the next before we come to count.
+        self.shared.state().running_heads -= usize::from(is_head);
+        match &self.page.behaviour {
             Behaviour::Gone => return self.status("404 Not Found"),
             Behaviour::Status { code, times } if !is_head => {
                 let (code, times) = (*code, *times);
