@@ -70,7 +70,7 @@ impl CloneArgs {
             false => AtEnd::Dissolve { linger: self.linger },
         };
         Ok(MountSettings {
-            source: SourceSpec::parse(&self.source)?,
+            source: SourceSpec::parse_with(&self.source, self.copying.source_options()?)?,
             mountpoint: dir.clone(),
             keep: KeepSettings { place: KeepPlace::Destination(dir), limit: None },
             state_dir: self.copying.state_dir()?,

@@ -62,7 +62,7 @@ pub(crate) struct CopyArgs {
 impl CopyArgs {
     fn settings(&self) -> Result<CopySettings> {
         Ok(CopySettings {
-            source: SourceSpec::parse(&self.source)?,
+            source: SourceSpec::parse_with(&self.source, self.copying.source_options()?)?,
             destination: absolute("use destination", &self.dir)?,
             state_dir: self.copying.state_dir()?,
             cross_mounts: self.copying.cross_mounts(),

@@ -67,7 +67,7 @@ impl MountArgs {
     fn settings(&self) -> Result<MountSettings> {
         let fill = if self.hydrate { Fill::Everything } else { Fill::OnDemand };
         Ok(MountSettings {
-            source: SourceSpec::parse(&self.source)?,
+            source: SourceSpec::parse_with(&self.source, self.copying.source_options()?)?,
             mountpoint: absolute("use mountpoint", &self.mountpoint)?,
             keep: self.keep_settings()?,
             state_dir: self.copying.state_dir()?,

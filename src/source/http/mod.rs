@@ -28,11 +28,31 @@ use tokio::sync::mpsc;
 
 use self::origin::Origin;
 use self::spool::Spools;
+use super::kinds::{Remote, SourceKind};
+use super::options::{OptionSpec, Takes};
 use super::{ByteStream, Capacity, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
+
+/// `http://` and `https://`.
+pub const KIND: SourceKind = SourceKind {
+    schemes: &["http", "https"],
+    example: "http(s)://host/directory/",
+    options: &[CA],
+    display_name: |remote| HttpSource::display_name_of(&remote.url),
+    open: |remote| {
+        Box::pin(async { Ok(Arc::new(HttpSource::of(remote).await?) as Arc<dyn Source>) })
+    },
+};
+
+/// `-S ca=FILE`.
+pub(in crate::source) const CA: OptionSpec = OptionSpec {
+    name: "ca",
+    takes: Takes::Path,
+    help: "PEM file with certificates of authorities that vouch for the server [default: those of the system alone]",
+};
 
 /// How an HTTP source is read.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +61,8 @@ pub struct HttpOptions {
     pub spool_directory: Option<PathBuf>,
     /// The netrc file; `$NETRC`, else `~/.netrc`, if `None`.
     pub netrc: Option<PathBuf>,
+    /// Certificates of authorities (PEM) that are believed besides those of the system.
+    pub ca: Option<PathBuf>,
     /// Deadlines and bounds.
     pub limits: Limits,
 }
@@ -99,6 +121,11 @@ impl HttpSource {
     /// `Invalid` if it is no URL.
     pub fn display_name_of(url: &str) -> Result<String> {
         opening::parse(url).map(|(_, display_name)| display_name)
+    }
+
+    async fn of(remote: Remote) -> Result<Self> {
+        let ca = remote.options.path(CA.name)?;
+        Self::open(&remote.url, HttpOptions { ca, ..HttpOptions::default() }).await
     }
 
     /// Finds out whether `url` is a file or a tree, and opens it.

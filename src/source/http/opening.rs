@@ -47,17 +47,17 @@ pub(super) fn parse(spec: &str) -> Result<(Url, String)> {
 }
 
 async fn find(url: Url, options: HttpOptions) -> Result<Origin> {
-    let netrc = options.netrc;
-    let (url, authorization) = spawn_blocking(move || {
+    let HttpOptions { netrc, ca, limits, .. } = options;
+    let (url, client) = spawn_blocking(move || {
         let mut url = url;
         let authorization = credentials::take(&mut url, netrc);
-        (url, authorization)
+        let client = Client::new(url.clone(), authorization, ca.as_deref(), limits.head_timeout)?;
+        Ok::<_, Error>((url, client))
     })
     .await
-    .map_err(|lost| Error::new(Kind::Io, "open source").caused_by(lost))?;
-    let client = Client::new(url.clone(), authorization, options.limits.head_timeout)?;
+    .map_err(|lost| Error::new(Kind::Io, "open source").caused_by(lost))??;
     let directory = options.spool_directory.unwrap_or_else(env::temp_dir);
-    let mut origin = Origin::new(client, Site::tree(url.clone()), options.limits, directory);
+    let mut origin = Origin::new(client, Site::tree(url.clone()), limits, directory);
     if !url.path().ends_with('/') && !is_tree(&origin, &url).await? {
         origin.site = Site::single(url)?;
         return Ok(origin);
