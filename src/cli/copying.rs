@@ -11,6 +11,7 @@ use crate::daemon::settings::{
     Durability, Existing, OnChange, PublishSettings, ReadSettings, Refresh, TreeSettings,
 };
 use crate::error::Result;
+use crate::source::manifest::ALLOW_ORIGIN;
 use crate::source::options::SourceOptions;
 use crate::vfs::mount::MountOptions;
 
@@ -26,6 +27,15 @@ pub(crate) struct CopyingArgs {
         hide_env_values = true
     )]
     source_options: Vec<String>,
+    /// Origin besides its own that a manifest may name, as https://host; once for each [default: none]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        env = "LAZYCOPY_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    allow_origin: Vec<String>,
     /// Directory for the catalog and hashes of the copy; made if its parent exists, remembered in the copy [default: in the copy]
     #[arg(long, value_name = "DIR", env = "LAZYCOPY_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
@@ -55,7 +65,7 @@ impl CopyingArgs {
     }
 
     pub(crate) fn source_options(&self) -> Result<SourceOptions> {
-        SourceOptions::parse(&self.source_options)
+        SourceOptions::parse(&self.source_options)?.with(ALLOW_ORIGIN.name, &self.allow_origin)
     }
 
     pub(crate) fn cross_mounts(&self) -> bool {

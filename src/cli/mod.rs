@@ -14,6 +14,7 @@ mod forget;
 mod hydrate_options;
 mod limit_options;
 mod logging;
+mod manifest;
 mod mount;
 mod mount_options;
 mod orders;
@@ -80,6 +81,7 @@ enum Command {
     Refresh(orders::PathArgs),
     Verify(verify::VerifyArgs),
     Forget(forget::ForgetArgs),
+    Manifest(manifest::ManifestArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -111,6 +113,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Refresh(args) => orders::paths(PathOrder::Refresh, args),
         Command::Verify(verify) => verify::run(verify),
         Command::Forget(forget) => forget::run(forget),
+        Command::Manifest(args) => manifest::run(args),
         Command::Doctor(doctor) => doctor::run(doctor),
     };
     finish(done).into()

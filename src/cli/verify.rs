@@ -18,6 +18,7 @@ use crate::control::verify::{Summary, VerifyLine, VerifyOrder, VerifyTask};
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::verify::{VerifySettings, verify};
 use crate::error::{Error, Kind, Result};
+use crate::source::manifest::ALLOW_ORIGIN;
 use crate::source::options::SourceOptions;
 
 /// Byte ranges shown of one file.
@@ -43,6 +44,15 @@ pub(crate) struct VerifyArgs {
         hide_env_values = true
     )]
     source_options: Vec<String>,
+    /// Origin besides its own that a manifest may name, as https://host; once for each [default: none]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        env = "LAZYCOPY_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    allow_origin: Vec<String>,
     /// Mend what differs or is missing: good blocks are kept, bad ones (128 KiB each) fetched again [default: only tell]
     #[arg(long, env = "LAZYCOPY_REPAIR", hide_env_values = true, value_parser = BoolishValueParser::new())]
     repair: bool,
@@ -97,6 +107,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Exit> {
 
 fn run_task(args: &VerifyArgs, target: &Target, mut show: impl FnMut(VerifyLine)) -> Result<()> {
     let options = SourceOptions::parse(&args.source_options)?;
+    let options = options.with(ALLOW_ORIGIN.name, &args.allow_origin)?;
     let named = |source| SourceSpec::parse_with(source, options.clone());
     let source = args.source.as_deref().map(named).transpose()?;
     if let Some(daemon) = &target.daemon {

@@ -13,12 +13,14 @@
 //! | `orders` | the control socket's orders for hydration, limits and paths; events |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
+//! | [`manifest`] | a list of a source, to be a source itself |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod clone;
 pub mod copy;
 mod dissolve;
 mod job;
+pub mod manifest;
 mod orders;
 mod reach;
 pub mod readiness;

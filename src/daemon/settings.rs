@@ -8,6 +8,7 @@ use crate::engine::limits::LimitSettings;
 use crate::engine::settings::HydrateSettings;
 use crate::error::{Error, Kind, Result};
 use crate::source::kinds::Remote;
+use crate::source::manifest;
 use crate::source::options::SourceOptions;
 use crate::vfs::mount::MountOptions;
 
@@ -226,6 +227,10 @@ impl SourceSpec {
                 url.to_file_path().map_err(|()| {
                     invalid("a file: URL names a path of this machine: file:///directory")
                 })?
+            }
+            Some("manifest") => {
+                let url = manifest::absolute(&text.to_string_lossy())?;
+                return Remote::new(url, options).map(Self::Url);
             }
             Some(_) => return Remote::new(text.to_string_lossy(), options).map(Self::Url),
         };

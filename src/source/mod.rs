@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`local`] | a directory or file of this machine |
 //! | [`http`] | a file, or a tree behind an index, of a web server |
+//! | [`manifest`] | a list of files with their places and checksums |
 //! | [`kinds`] | the kinds of remote sources, found by the scheme of a URL |
 //! | [`options`] | `-S KEY=VALUE` |
 //! | [`reconnecting`] | a source that is away and is opened when it is back |
@@ -15,6 +16,7 @@
 pub mod http;
 pub mod kinds;
 pub mod local;
+pub mod manifest;
 pub mod options;
 pub mod reconnecting;
 

@@ -69,6 +69,20 @@ impl SourceOptions {
         Ok(Self(options))
     }
 
+    /// The same and `key`, as if that were an item more; nothing more if `values` are none.
+    ///
+    /// # Errors
+    /// `Invalid` if it is given already.
+    pub fn with(mut self, key: &str, values: &[String]) -> Result<Self> {
+        if values.is_empty() {
+            return Ok(self);
+        }
+        match self.0.insert(key.to_owned(), Value::Text(values.join(","))) {
+            None => Ok(self),
+            Some(_) => Err(invalid(format!("{key} is given twice"))),
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

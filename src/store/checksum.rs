@@ -14,6 +14,8 @@ pub enum Summer {
     Md5(Md5),
     /// CRC-32C.
     Crc32c(u32),
+    /// BLAKE3; its state is large.
+    Blake3(Box<blake3::Hasher>),
 }
 
 impl Summer {
@@ -23,6 +25,7 @@ impl Summer {
             Checksum::Sha256(_) => Summer::Sha256(Sha256::new()),
             Checksum::Md5(_) => Summer::Md5(Md5::new()),
             Checksum::Crc32c(_) => Summer::Crc32c(0),
+            Checksum::Blake3(_) => Summer::Blake3(Box::default()),
         }
     }
 
@@ -32,6 +35,7 @@ impl Summer {
             Summer::Sha256(hasher) => hasher.update(bytes),
             Summer::Md5(hasher) => hasher.update(bytes),
             Summer::Crc32c(sum) => *sum = crc32c::crc32c_append(*sum, bytes),
+            Summer::Blake3(hasher) => drop(hasher.update(bytes)),
         }
     }
 
@@ -41,6 +45,7 @@ impl Summer {
             Summer::Sha256(hasher) => Checksum::Sha256(hasher.finalize().to_vec()),
             Summer::Md5(hasher) => Checksum::Md5(hasher.finalize().to_vec()),
             Summer::Crc32c(sum) => Checksum::Crc32c(sum.to_be_bytes().to_vec()),
+            Summer::Blake3(hasher) => Checksum::Blake3(hasher.finalize().as_bytes().to_vec()),
         }
     }
 }
@@ -52,7 +57,7 @@ mod tests {
     // RFC 1321 A.5, FIPS 180-2 B.1, RFC 3720 B.4.
     #[test]
     fn the_checksums_of_known_bytes_are_the_known_ones() {
-        let known: [(&[u8], Checksum, &str); 3] = [
+        let known: [(&[u8], Checksum, &str); 4] = [
             (b"abc", Checksum::Md5(vec![]), "md5 900150983cd24fb0d6963f7d28e17f72"),
             (
                 b"abc",
@@ -60,6 +65,11 @@ mod tests {
                 "sha-256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             ),
             (&[0; 32], Checksum::Crc32c(vec![]), "crc32c 8a9136aa"),
+            (
+                b"abc",
+                Checksum::Blake3(vec![]),
+                "blake3 6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85",
+            ),
         ];
         for (bytes, kind, expected) in known {
             let mut summer = Summer::like(&kind);

@@ -10,6 +10,7 @@ mod common;
 mod ground;
 mod laws;
 mod local;
+mod manifest;
 mod nginx;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
@@ -50,4 +51,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx }
+conform! { local nginx manifest }

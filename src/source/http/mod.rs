@@ -27,6 +27,7 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 
 use self::origin::Origin;
+pub use self::site::Places;
 use self::spool::Spools;
 use super::kinds::{Remote, SourceKind};
 use super::options::{OptionSpec, Takes};
@@ -34,7 +35,7 @@ use super::{ByteStream, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// `http://` and `https://`.
 pub const KIND: SourceKind = SourceKind {
@@ -133,10 +134,35 @@ impl HttpSource {
     /// # Errors
     /// `Invalid` if it is no http or https URL or a tree without an index; `NotFound`, `Denied`, `Unreachable`, `Timeout`.
     pub async fn open(url: &str, options: HttpOptions) -> Result<Self> {
-        let (origin, display_name) = opening::open(url, options).await?;
+        opening::open(url, options).await.map(Self::start)
+    }
+
+    fn start((origin, display_name): (Origin, String)) -> Self {
         let origin = Arc::new(origin);
         let spools = Spools::start(Arc::clone(&origin));
-        Ok(Self { display_name, origin, spools })
+        Self { display_name, origin, spools }
+    }
+
+    /// Files of the server of `url` that are where `places` says. Asks nobody.
+    ///
+    /// # Errors
+    /// As [`HttpSource::display_name_of`]; what is wrong with the certificates in `options`.
+    pub async fn placed(url: &str, places: Arc<dyn Places>, options: HttpOptions) -> Result<Self> {
+        opening::placed(url, places, options).await.map(Self::start)
+    }
+
+    /// As [`Source::read`] of a range that is not empty; tells also which version the server said that the bytes are of.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub async fn read_and_tell(
+        &self,
+        path: &RelPath,
+        range: ByteRange,
+        expected: &Fingerprint,
+    ) -> Result<(ByteStream, Fingerprint)> {
+        let body = body::read(&self.origin, &self.spools, path, range, expected).await;
+        body.map(|body| (body.bytes, body.version)).map_err(|error| error.at(path.as_path()))
     }
 }
 
@@ -179,8 +205,6 @@ impl Source for HttpSource {
         if range.is_empty() {
             return Ok(Box::pin(stream::empty()));
         }
-        body::read(&self.origin, &self.spools, path, range, expected)
-            .await
-            .map_err(|error| error.at(path.as_path()))
+        self.read_and_tell(path, range, expected).await.map(|(bytes, _version)| bytes)
     }
 }
