@@ -5,6 +5,7 @@
 mod common;
 mod delta;
 mod first;
+mod manifest;
 mod tree;
 
 use std::fs;
