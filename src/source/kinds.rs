@@ -8,11 +8,11 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::options::{OptionSpec, SourceOptions};
-use super::{Source, http};
+use super::{Source, http, s3};
 use crate::error::{Error, Kind, Result};
 
 /// Every kind that this program speaks.
-pub const ALL: &[&SourceKind] = &[&http::KIND];
+pub const ALL: &[&SourceKind] = &[&http::KIND, &s3::KIND];
 
 /// A kind of remote source.
 pub struct SourceKind {

@@ -10,7 +10,10 @@ mod common;
 mod ground;
 mod laws;
 mod local;
+mod moto;
 mod nginx;
+mod s3;
+mod s3s_fs;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -50,4 +53,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx }
+conform! { local nginx moto s3s_fs }

@@ -183,7 +183,7 @@ fn sizeless() -> Error {
     Error::new(Kind::NotSupported, "stat").because("the server does not tell the file's size")
 }
 
-fn file_attributes(version: &Version, size: u64) -> Attributes {
+pub(in crate::source) fn file_attributes(version: &Version, size: u64) -> Attributes {
     Attributes {
         kind: EntryKind::File,
         size,
@@ -202,7 +202,7 @@ fn file_attributes(version: &Version, size: u64) -> Attributes {
     }
 }
 
-fn directory_attributes(version: Option<&Version>) -> Attributes {
+pub(in crate::source) fn directory_attributes(version: Option<&Version>) -> Attributes {
     Attributes {
         kind: EntryKind::Directory,
         size: 0,
