@@ -9,7 +9,7 @@ use lazycopy::core::attributes::EntryKind;
 use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::error::Kind;
-use lazycopy::source::{ListBatch, Source};
+use lazycopy::source::ListBatch;
 use tokio::sync::mpsc;
 
 use crate::common::proxy::Proxy;

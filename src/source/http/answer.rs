@@ -23,7 +23,7 @@ pub(in crate::source) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> 
 }
 
 /// Which version of a file an answer is about.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::source) struct Version {
     etag: Option<String>,
     last_modified: Option<String>,

@@ -27,11 +27,11 @@ use tokio::sync::mpsc;
 use self::objects::Bucket;
 use self::settings::{OPTIONS, Place};
 use super::kinds::{Remote, SourceKind};
-use super::{ByteStream, Capacity, ListBatch, Source, Traits};
+use super::{ByteStream, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// `s3://`.
 pub const KIND: SourceKind = SourceKind {
@@ -95,24 +95,6 @@ impl Source for S3Source {
         self.bucket.stat(path).await.map_err(|error| error.at(path.as_path()))
     }
 
-    async fn readlink(&self, path: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link")
-            .at(path.as_path())
-            .because("not a symbolic link"))
-    }
-
-    async fn xattrs(&self, _path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(
-        &self,
-        _path: &RelPath,
-        _expected: &Fingerprint,
-    ) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
-    }
-
     async fn read(
         &self,
         path: &RelPath,
@@ -123,9 +105,5 @@ impl Source for S3Source {
             return Ok(Box::pin(stream::empty()));
         }
         self.bucket.read(path, range, expected).await.map_err(|error| error.at(path.as_path()))
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }

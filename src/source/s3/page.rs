@@ -4,10 +4,8 @@ use quick_xml::Reader;
 use quick_xml::escape::resolve_xml_entity;
 use quick_xml::events::Event;
 
-use crate::core::attributes::{Attributes, Fingerprint, Timestamp, Validator};
+use crate::core::attributes::{Attributes, EntryKind, Fingerprint, Timestamp, Validator};
 use crate::error::{Error, Kind, Result};
-use crate::source::http::answer::Version;
-use crate::source::http::origin::file_attributes;
 
 /// One page of a listing.
 #[derive(Debug, Default)]
@@ -150,9 +148,10 @@ impl Object {
         Some(Attributes {
             // To the second, as HEAD tells it.
             modified: Some(Timestamp { nanos: 0, ..Timestamp::from(time) }),
-            fingerprint: Fingerprint { size, validator: Validator::ETag(etag) },
-            is_settled: true,
-            ..file_attributes(&Version::default(), size)
+            ..Attributes::bare(
+                EntryKind::File,
+                Fingerprint { size, validator: Validator::ETag(etag) },
+            )
         })
     }
 }
@@ -217,7 +216,7 @@ mod tests {
             "<html><body>hello</body></html>",
             "<Error><Code>x</Code></Error>",
             "{}",
-            &PAGE[..900],
+            &PAGE[..400],
         ] {
             assert_eq!(Page::parse(text).unwrap_err().kind(), Kind::Invalid, "{text}");
         }
