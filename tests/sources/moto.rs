@@ -8,6 +8,7 @@ use lazycopy::source::Source;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tempfile::NamedTempFile;
 
+use crate::common::s3::SIGNATURE;
 use crate::common::servers::Server;
 use crate::ground::{Can, Ground, remote};
 
@@ -44,10 +45,8 @@ impl Moto {
         let key = percent_encode(key, IN_KEY);
         let url = format!("http://127.0.0.1:{}/bucket/{key}{query}", self.server.port);
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        // It only looks who asks.
-        let signature = "AWS4-HMAC-SHA256 Credential=AK/20200101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=x";
         let request = self.client.request(method, url).body(body.to_vec());
-        let mut request = request.header("authorization", signature);
+        let mut request = request.header("authorization", SIGNATURE);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
