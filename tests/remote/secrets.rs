@@ -48,8 +48,7 @@ fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables: &[(&str, 
         log.to_str().unwrap(),
     ];
     let mut command = env.command([&fixed, options].concat());
-    variables.iter().for_each(|(name, value)| drop(command.env(name, value)));
-    let output = command.output().unwrap();
+    let output = command.envs(variables.iter().copied()).output().unwrap();
     assert!(
         output.status.success(),
         "{output:?}\n{}",
@@ -78,6 +77,8 @@ fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables: &[(&str, 
     let refused = [&["mount", source, "/nonexistent/place"], options].concat();
     said.push(format!("{:?}", env.run(refused)));
     assert!(fs::metadata(&log).unwrap().len() > 0);
+    let planted = env.path("planted");
+    assert!(!planted.exists() || !leaks(&planted).is_empty(), "what is planted is found");
     let leaked: Vec<&String> = said.iter().filter(|said| said.contains(MARK)).collect();
     assert!(leaked.is_empty(), "{leaked:#?}");
     assert_eq!(leaks(&env.path("")), Vec::<String>::new());

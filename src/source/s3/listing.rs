@@ -29,7 +29,7 @@ pub(super) async fn list(
     let mut page = ask_page(bucket, &prefix, None).await?;
     loop {
         let next = page.next()?;
-        let batch = names.take(page.into_items());
+        let batch = names.take(page.into_items())?;
         let Some(token) = next else {
             if send(&batches, batch).await {
                 send(&batches, names.end()).await;

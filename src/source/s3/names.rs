@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use super::page::{Item, Object};
 use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
+use crate::error::{Error, Kind, Result};
 use crate::source::{Entry, ListBatch};
 
 /// Sorts the items of one directory, page after page, in the order of keys.
@@ -21,7 +22,8 @@ pub(super) struct Names {
     batch: ListBatch,
     /// Objects that have the name of a directory.
     shadowed: BTreeSet<OsString>,
-    seen: bool,
+    /// The last key of the page before.
+    last: Option<String>,
 }
 
 impl Names {
@@ -32,13 +34,13 @@ impl Names {
             waiting: Vec::new(),
             batch: ListBatch::default(),
             shadowed: BTreeSet::new(),
-            seen: false,
+            last: None,
         }
     }
 
     /// Whether anything was there.
     pub(super) fn is_something(&self) -> bool {
-        self.seen
+        self.last.is_some()
     }
 
     /// The objects that have the name of a directory, when all is taken.
@@ -47,9 +49,20 @@ impl Names {
     }
 
     /// Takes the next page; gives what is certain by now.
-    pub(super) fn take(&mut self, items: Vec<Item>) -> ListBatch {
+    ///
+    /// # Errors
+    /// `Invalid` if it does not go on where the page before ended: a name could come twice.
+    pub(super) fn take(&mut self, items: Vec<Item>) -> Result<ListBatch> {
+        if let (Some(last), Some(first)) = (&self.last, items.first())
+            && first.key() <= last.as_str()
+        {
+            return Err(Error::new(Kind::Invalid, "list directory")
+                .because("the server does not list keys in their order"));
+        }
+        if let Some(last) = items.last() {
+            self.last = Some(last.key().to_owned());
+        }
         for item in items {
-            self.seen = true;
             let Some(name) = item.key().strip_prefix(&self.prefix).map(str::to_owned) else {
                 self.refuse(item.key(), "the server lists a key that was not asked for");
                 continue;
@@ -66,7 +79,7 @@ impl Names {
                 Item::Object(object) => self.waiting.push((name, object)),
             }
         }
-        std::mem::take(&mut self.batch)
+        Ok(std::mem::take(&mut self.batch))
     }
 
     /// Nothing follows; gives the rest.
@@ -162,8 +175,10 @@ mod tests {
     ) -> (Vec<(String, EntryKind)>, u64, BTreeSet<OsString>) {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         let mut names = Names::new(RelPath::root(), prefix.to_owned());
-        let mut batches: Vec<ListBatch> =
-            pages(&keys, prefix, per_page).into_iter().map(|page| names.take(page)).collect();
+        let mut batches: Vec<ListBatch> = pages(&keys, prefix, per_page)
+            .into_iter()
+            .map(|page| names.take(page).unwrap())
+            .collect();
         batches.push(names.end());
         let refused = batches.iter().map(|batch| batch.refused).sum();
         let entries = batches.into_iter().flat_map(|batch| batch.entries);
@@ -183,6 +198,16 @@ mod tests {
             assert_eq!(entries, expected.map(|(name, kind)| (name.to_owned(), kind)), "{per_page}");
             assert_eq!((refused, shadowed.len()), (2, 2));
         }
+    }
+
+    #[test]
+    fn a_listing_out_of_order_is_refused() {
+        let object = |key: &str| Item::Object(Object { key: key.to_owned(), ..Object::default() });
+        let mut names = Names::new(RelPath::root(), String::new());
+        names.take(vec![object("b")]).unwrap();
+        assert_eq!(names.take(vec![object("a")]).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(names.take(vec![object("b")]).unwrap_err().kind(), Kind::Invalid);
+        assert!(names.take(Vec::new()).is_ok() && names.take(vec![object("c")]).is_ok());
     }
 
     #[test]
