@@ -8,6 +8,7 @@
 //! | module | ring | what | may import |
 //! |---|---|---|---|
 //! | [`cli`] | | one file per subcommand; raw arguments become validated settings once | everything below |
+//! | [`jobs`] | | a jobs file: several copies in processes of their own, hooks, snapshots | everything below |
 //! | [`daemon`] | | composition root: start checks, builds everything, signals, order of shutdown | everything below |
 //! | [`vfs`] | 3 | the FUSE front: mounting, callbacks that only translate, passthrough, errno table | engine, core |
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
@@ -53,6 +54,8 @@ pub mod daemon;
 #[cfg(not(lazycopy_loom))]
 pub mod engine;
 pub mod error;
+#[cfg(not(lazycopy_loom))]
+pub mod jobs;
 #[cfg(not(lazycopy_loom))]
 pub mod source;
 #[cfg(not(lazycopy_loom))]

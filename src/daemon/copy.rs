@@ -116,7 +116,8 @@ impl Copy {
         check_quotas(local.as_deref(), &settings)?;
         let place =
             Place { source: String::new(), mountpoint: std::path::PathBuf::new(), destination };
-        let way = Way::new(&settings.source, settings.cross_mounts);
+        let way = Way::new(&settings.source, settings.cross_mounts)
+            .reading_from(settings.read_from.as_deref());
         let source = way.open(is_begun).await?;
         let (destination, scratch) = open_destination(&place, &settings).await?;
         // A source that is away, or suddenly empty, is no reason to go on without it.

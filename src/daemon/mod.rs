@@ -12,6 +12,7 @@
 //! | `report` | status and stuck reports; what the control socket asks |
 //! | `orders` | the control socket's orders for hydration, limits and paths; events |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
+//! | [`units`] | sizes, times and rates as people write them |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
@@ -24,8 +25,9 @@ mod reach;
 pub mod readiness;
 mod report;
 pub mod settings;
-mod signals;
+pub(crate) mod signals;
 mod start;
+pub mod units;
 pub mod verify;
 mod watch;
 
@@ -36,6 +38,7 @@ use std::time::Duration;
 use crate::core::path::escape;
 use crate::daemon::dissolve::Dissolving;
 use crate::daemon::job::Job;
+pub use crate::daemon::reach::display_name;
 use crate::daemon::readiness::Readiness;
 use crate::daemon::report::Reporter;
 use crate::daemon::settings::{AtEnd, MountSettings};
