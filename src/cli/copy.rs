@@ -50,7 +50,13 @@ pub(crate) struct CopyArgs {
     #[arg(long, env = "LAZYCOPY_JSON", hide_env_values = true, value_parser = BoolishValueParser::new())]
     json: bool,
     /// Snapshot of SOURCE to read instead of it; the copy is one of SOURCE [default: SOURCE]
-    #[arg(long, hide = true, value_name = "PATH", env = "LAZYCOPY_READ_FROM", hide_env_values = true)]
+    #[arg(
+        long,
+        hide = true,
+        value_name = "PATH",
+        env = "LAZYCOPY_READ_FROM",
+        hide_env_values = true
+    )]
     read_from: Option<PathBuf>,
     #[command(flatten)]
     copying: CopyingArgs,

@@ -9,9 +9,8 @@ use crate::jobs::plan::Job;
 /// Every pair of jobs that are enabled.
 pub(super) fn check(jobs: &[At<Job>], problems: &mut Problems<'_>) {
     let enabled = jobs.iter().filter(|job| job.value.is_enabled);
-    let places: Vec<(&At<Job>, PathBuf, Option<PathBuf>)> = enabled
-        .map(|job| (job, real(&job.value.destination), local_source(&job.value)))
-        .collect();
+    let places: Vec<(&At<Job>, PathBuf, Option<PathBuf>)> =
+        enabled.map(|job| (job, real(&job.value.destination), local_source(&job.value))).collect();
     for (index, (job, destination, source)) in places.iter().enumerate() {
         let name = &job.value.name;
         if source.as_ref().is_some_and(|source| destination.starts_with(source)) {

@@ -353,8 +353,7 @@ mod tests {
              destination = '/to'\nsnapshot = 'command'\nmax-jobs = 'many'\n[jobs]\n",
         );
         let found = found.unwrap_err();
-        let lines: Vec<&str> =
-            found.iter().map(|line| line.split(' ').nth(1).unwrap()).collect();
+        let lines: Vec<&str> = found.iter().map(|line| line.split(' ').nth(1).unwrap()).collect();
         let places = [2, 3, 4, 5, 8, 10, 11, 12].map(|line| format!("jobs.toml:{line}:"));
         assert_eq!(lines, places, "{found:#?}");
         assert!(found[0].contains("did you mean `parallel`"), "{}", found[0]);
@@ -371,7 +370,9 @@ mod tests {
     #[test]
     fn destinations_must_be_apart() {
         let job = |name: &str, source: &str, destination: &str| {
-            format!("[[job]]\nname = '{name}'\nsource = '{source}'\ndestination = '{destination}'\n")
+            format!(
+                "[[job]]\nname = '{name}'\nsource = '{source}'\ndestination = '{destination}'\n"
+            )
         };
         let apart = [job("a", "/no/a", "/no/x"), job("b", "/no/b", "/no/xy")].concat();
         assert_eq!(read(&apart).unwrap().jobs.len(), 2);

@@ -133,8 +133,7 @@ impl Run<'_> {
         };
         let begun = |pid| self.stage.borrow_mut().shares.set_pid(index, pid);
         let errors = self.stage.borrow().record.open_log()?;
-        let ended =
-            copying::run(command, &args, errors, &mut self.stop.clone(), begun, said).await;
+        let ended = copying::run(command, &args, errors, &mut self.stop.clone(), begun, said).await;
         self.stage.borrow_mut().shares.end(index);
         warnings.into_iter().for_each(|warning| report.warn(warning));
         ended
@@ -153,7 +152,9 @@ impl Run<'_> {
         let ended =
             copying::run(command, &args, errors, &mut self.stop.clone(), |_pid| {}, said).await?;
         if differing > 0 {
-            let why = format!("{differing} entries differ from what was copied; `lazycopy verify` lists them");
+            let why = format!(
+                "{differing} entries differ from what was copied; `lazycopy verify` lists them"
+            );
             report.message = Some(why);
         }
         Ok(ended)

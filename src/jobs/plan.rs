@@ -104,9 +104,11 @@ impl Plan {
             let known: Vec<&str> = self.jobs.iter().map(|job| job.name.as_str()).collect();
             let meant = alike(name, known.iter().copied());
             let meant = meant.map(|meant| format!("did you mean `{meant}`? "));
-            return Err(refused()
-                .because(format!("it has no job `{name}`"))
-                .hint(format!("{}It has {}", meant.unwrap_or_default(), known.join(", "))));
+            return Err(refused().because(format!("it has no job `{name}`")).hint(format!(
+                "{}It has {}",
+                meant.unwrap_or_default(),
+                known.join(", ")
+            )));
         }
         let all = self.jobs.len();
         self.jobs.retain(|job| match names.is_empty() {
@@ -116,9 +118,9 @@ impl Plan {
         match (self.jobs.is_empty(), all) {
             (false, _) => Ok(()),
             (true, 0) => Err(refused().because("it has no [[job]]")),
-            (true, _) => Err(refused()
-                .because("no job is enabled")
-                .hint("name one, or set enabled = true")),
+            (true, _) => {
+                Err(refused().because("no job is enabled").hint("name one, or set enabled = true"))
+            }
         }
     }
 }

@@ -46,7 +46,9 @@ pub(super) fn ourselves(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Co
 
 /// Any other program, not started yet; it leads a process group of its own.
 pub(super) fn guarded(argv: &[String]) -> Command {
-    ourselves([OsStr::new("guarded"), OsStr::new("--")].into_iter().chain(argv.iter().map(OsStr::new)))
+    ourselves(
+        [OsStr::new("guarded"), OsStr::new("--")].into_iter().chain(argv.iter().map(OsStr::new)),
+    )
 }
 
 /// Waits for a child that is told to end when the run is.

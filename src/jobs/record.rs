@@ -62,6 +62,11 @@ impl Record {
         Self { log, ..self }
     }
 
+    /// Whether anything is written down.
+    pub fn is_written(&self) -> bool {
+        self.events.is_some()
+    }
+
     /// Its name.
     pub fn run(&self) -> &str {
         &self.id

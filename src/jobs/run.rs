@@ -81,16 +81,13 @@ pub fn run(
 }
 
 impl Run<'_> {
-    async fn live(
-        &self,
-        mut signals: Signals,
-        stopper: &watch::Sender<Stop>,
-    ) -> Result<RunReport> {
+    async fn live(&self, mut signals: Signals, stopper: &watch::Sender<Stop>) -> Result<RunReport> {
         let began = Instant::now();
         let log = self.stage.borrow().record.open_log()?;
         let mut report = self.new_report();
         if !self.is_dry {
-            report.warnings = snapshot::sweep(&self.stage.borrow().record.state.clone(), &log).await;
+            report.warnings =
+                snapshot::sweep(&self.stage.borrow().record.state.clone(), &log).await;
         }
         self.tell_run(Step::Begun, None);
         let told = self.tell_shares();

@@ -24,7 +24,8 @@ use crate::jobs::run::{Audience, run as run_jobs};
 ///
 /// The whole file is checked before anything is begun. Each job ends complete, complete with warnings, failed, stopped or skipped; a
 /// failed one does not keep the next from being run. Ctrl-C ends them all, and the same command goes on. The exit code is the worst of
-/// all jobs, in this order: 4, 1, 2, 3, 7, 6, 5, 0.
+/// all jobs, in this order: 4, 1, 2, 3, 7, 6, 5, 0. Events and log of each run are in $XDG_STATE_HOME/lazycopy/runs/ (for root
+/// /var/log/lazycopy/runs/).
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// File that describes the jobs; nobody else may be able to write to it
@@ -104,7 +105,10 @@ fn say_checked(plan: &Plan, all: usize, is_json: bool) {
         parallel => format!("{parallel} at once"),
     };
     let jobs = plan.jobs.len();
-    say(&format!("{}: nothing is wrong; {jobs} of {all} jobs would run, {at_once}", plan.file.display()));
+    say(&format!(
+        "{}: nothing is wrong; {jobs} of {all} jobs would run, {at_once}",
+        plan.file.display()
+    ));
 }
 
 fn say_json(report: &RunReport) {

@@ -44,11 +44,29 @@ fn ended(report: &JobReport) -> String {
     if let Some(message) = &report.message {
         line += &format!(": {message}");
     }
+    if files.copied + files.unchanged + files.failed == 0 && !outcome.is_complete() {
+        return line;
+    }
     line += &format!("; {} files, {}", text::count(files.copied), text::bytes(*bytes));
     if files.unchanged > 0 {
         line += &format!(", {} unchanged", text::count(files.unchanged));
     }
     format!("{line} in {elapsed_s:.1} s")
+}
+
+/// How far a copy is, for the rest of a short line.
+fn brief(status: &StatusReport) -> String {
+    let eta =
+        status.eta_s.map_or_else(String::new, |left| format!("  ETA {}", text::seconds(left)));
+    let paused =
+        status.paused_by.map_or_else(String::new, |_| format!("  {}", text::phase(status)));
+    format!(
+        "{:5.1} %  {} of {}  {}/s{eta}{paused}",
+        status.percent,
+        text::bytes(status.bytes.local),
+        text::bytes(status.bytes.total),
+        text::bytes(status.rate_bytes_per_s)
+    )
 }
 
 fn begun(job: &Job) -> String {
@@ -70,10 +88,10 @@ impl Lines {
     fn progress(&mut self, job: &Job, status: &StatusReport) {
         let line = text::progress(status);
         let now = Instant::now();
-        let last = self.last.get(&job.name);
-        if last.is_none_or(|(at, last)| now.duration_since(*at) >= LINE_INTERVAL && *last != line) {
+        let (at, last) = self.last.entry(job.name.clone()).or_insert((now, String::new()));
+        if now.duration_since(*at) >= LINE_INTERVAL && *last != line {
             complain_plain(&format!("{}: {line}", job.name));
-            self.last.insert(job.name.clone(), (now, line));
+            (*at, *last) = (now, line);
         }
     }
 }
@@ -123,7 +141,7 @@ impl Screen {
         self.rates.insert(job.name.clone(), status.rate_bytes_per_s);
         if let Some(bar) = self.running.get(&job.name) {
             bar.set_position(steps(status));
-            bar.set_message(text::progress(status));
+            bar.set_message(brief(status));
         }
         self.draw_all();
     }
@@ -163,7 +181,7 @@ impl Audience for Screen {
             News::Warning(job, what) => self.print(&warning(&format!("{}: {what}", job.name))),
             News::JobEnded(report) => {
                 if let Some(bar) = self.running.remove(&report.name) {
-                    bar.finish_and_clear();
+                    bar.disable_steady_tick();
                     self.terminal.remove(&bar);
                 }
                 self.rates.remove(&report.name);
@@ -177,15 +195,20 @@ impl Audience for Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        self.all.finish_and_clear();
+        self.all.disable_steady_tick();
+        self.terminal.remove(&self.all);
+        if let Err(error) = self.terminal.clear() {
+            tracing::debug!(%error, "bars stay on the terminal");
+        }
     }
 }
 
 fn new_bar(width: usize, name: &str) -> ProgressBar {
     let name: String = name.chars().take(width).collect();
-    let style = ProgressStyle::with_template(&format!("{{prefix:{width}}} {{bar:12}} {{wide_msg}}"))
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("█▉▊▋▌▍▎▏·");
+    let style =
+        ProgressStyle::with_template(&format!("{{prefix:{width}}} {{bar:12}} {{wide_msg}}"))
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("█▉▊▋▌▍▎▏·");
     let bar = ProgressBar::new(STEPS).with_style(style).with_prefix(name);
     bar.enable_steady_tick(TICK);
     bar
@@ -246,5 +269,9 @@ fn first_line(plan: &Plan, record: &Record) -> String {
         parallel => format!(", {parallel} at once"),
     };
     let s = if jobs == 1 { "" } else { "s" };
-    format!("{jobs} job{s} of {}{at_once}; log: {}", plan.file.display(), record.log().display())
+    let log = match record.is_written() {
+        true => format!("; log: {}", record.log().display()),
+        false => "; nothing is changed".to_owned(),
+    };
+    format!("{jobs} job{s} of {}{at_once}{log}", plan.file.display())
 }

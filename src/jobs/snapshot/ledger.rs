@@ -89,7 +89,8 @@ impl Entry {
         let path = path.as_ref().and_then(JsonPath::to_path_buf);
         match (kind, path, remove) {
             (MadeBy::Btrfs, Some(path), _) => {
-                if !name.starts_with(PREFIX) || path.file_name().is_none_or(|last| last != &**name) {
+                if !name.starts_with(PREFIX) || path.file_name().is_none_or(|last| last != &**name)
+                {
                     return Err(Error::new(Kind::Invalid, "remove snapshot")
                         .at(&path)
                         .because("it has not the name of a snapshot of ours"));

@@ -106,9 +106,10 @@ fn named_path(answer: &str, program: &str) -> Result<PathBuf> {
     let line = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let path = PathBuf::from(line);
     let wrong = |why: &str| {
-        Error::new(Kind::Invalid, "make snapshot").at(program).because(why).hint(
-            "its last line on standard output must be the absolute path to read from",
-        )
+        Error::new(Kind::Invalid, "make snapshot")
+            .at(program)
+            .because(why)
+            .hint("its last line on standard output must be the absolute path to read from")
     };
     match () {
         () if !path.is_absolute() => Err(wrong("it printed no absolute path")),
