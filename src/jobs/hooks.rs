@@ -97,7 +97,7 @@ async fn run(
     let mut child = command.spawn().map_err(not_started)?;
     let killed = async {
         // Told once, it saves nothing: only the second time ends it.
-        while stop.wait_for(|stop| *stop == Stop::Kill).await.is_err() {
+        if stop.wait_for(|stop| *stop == Stop::Kill).await.is_err() {
             std::future::pending::<()>().await;
         }
     };

@@ -11,8 +11,8 @@ use crate::error::{Kind, Result};
 use crate::jobs::copying::{self, Ended, Said};
 use crate::jobs::hooks::Object;
 use crate::jobs::plan::{Job, Snapshot};
-use crate::jobs::process::ourselves;
-use crate::jobs::report::{FileCounts, JobReport, NOT_SUPPORTED, REFUSED};
+use crate::jobs::process::{Stop, ourselves};
+use crate::jobs::report::{FileCounts, JobReport, NOT_SUPPORTED, REFUSED, STOPPED};
 use crate::jobs::run::{News, Run};
 use crate::jobs::snapshot::{self, Made};
 
@@ -45,13 +45,24 @@ impl Run<'_> {
     async fn copy_and_verify(&self, index: usize, report: &mut JobReport) -> Result<()> {
         let job = &self.plan.jobs[index];
         let log = self.stage.borrow().record.open_log()?;
-        let snapshot = self.snapshot(job, report, &log).await?;
+        let snapshot = tokio::select! {
+            made = self.snapshot(job, report, &log) => made?,
+            () = self.stopped(Stop::Save) => {
+                // What there is of it is removed by the next run.
+                report.ended(STOPPED);
+                return Ok(());
+            }
+        };
         let read_from = snapshot.as_ref().map(|made| made.read_from.as_path());
         let copied = self.copy(index, read_from, report).await;
-        if let Some(made) = snapshot
-            && let Err(error) = made.remove(&log).await
-        {
-            self.warn(job, report, format!("the snapshot stays until the next run: {error}"));
+        if let Some(made) = snapshot {
+            let removed = tokio::select! {
+                removed = made.remove(&log) => removed.map_err(|error| error.to_string()),
+                () = self.stopped(Stop::Kill) => Err("the run was told twice to end".to_owned()),
+            };
+            if let Err(why) = removed {
+                self.warn(job, report, format!("the snapshot stays until the next run: {why}"));
+            }
         }
         self.take_end(copied?, report);
         if job.verify && report.outcome.is_complete() && !self.is_dry {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -85,13 +86,13 @@ impl Run<'_> {
         let began = Instant::now();
         let log = self.stage.borrow().record.open_log()?;
         let mut report = self.new_report();
-        if !self.is_dry {
-            report.warnings =
-                snapshot::sweep(&self.stage.borrow().record.state.clone(), &log).await;
-        }
         self.tell_run(Step::Begun, None);
         let told = self.tell_shares();
-        let jobs = self.all_jobs(&mut report.jobs);
+        let RunReport { jobs, warnings, .. } = &mut report;
+        let work = async {
+            self.sweep(warnings, &log).await;
+            self.all_jobs(jobs).await;
+        };
         let watch = async {
             loop {
                 match signals.next().await {
@@ -104,7 +105,7 @@ impl Run<'_> {
         };
         tokio::pin!(watch);
         tokio::select! {
-            () = jobs => {}
+            () = work => {}
             () = &mut watch => {}
             () = told => {}
         }
@@ -121,6 +122,27 @@ impl Run<'_> {
         }
         self.tell_run(Step::Ended, Some(report.outcome));
         Ok(report)
+    }
+
+    /// Removes snapshots that a killed run has left; that can be given up at any time.
+    async fn sweep(&self, warnings: &mut Vec<String>, log: &File) {
+        if self.is_dry {
+            return;
+        }
+        let state = self.stage.borrow().record.state.clone();
+        tokio::select! {
+            found = snapshot::sweep(&state, log) => warnings.extend(found),
+            () = self.stopped(Stop::Save) => {}
+        }
+    }
+
+    /// Waits until the run is told to end in this way, or a harder one.
+    pub(super) async fn stopped(&self, how: Stop) {
+        let mut stop = self.stop.clone();
+        if stop.wait_for(|stop| *stop >= how).await.is_err() {
+            // Nobody is left who could tell.
+            std::future::pending().await
+        }
     }
 
     /// Begins as many as may run at once; a failed one keeps others from beginning only if that is asked for.

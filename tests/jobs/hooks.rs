@@ -42,7 +42,9 @@ fn hooks_get_one_object_and_their_arguments_as_they_are() {
 #[test]
 fn a_hook_that_fails_is_a_warning_and_harms_nothing() {
     let env = Env::new();
-    ["a", "b", "c"].map(|name| env.source(name));
+    for name in ["a", "b", "c"] {
+        env.source(name);
+    }
     env.jobs(
         &[
             job("a", "on-complete = ['false']"),

@@ -45,7 +45,9 @@ fn stop_on_error_begins_no_other() {
 #[test]
 fn only_the_jobs_that_are_named_run_in_the_order_of_the_file() {
     let env = Env::new();
-    ["a", "b", "c"].map(|name| env.source(name));
+    for name in ["a", "b", "c"] {
+        env.source(name);
+    }
     env.jobs(&[job("a", ""), job("b", ""), job("c", "enabled = false")].concat());
     env.run(&["c", "a"]).expect(0).expect_outcomes(&[("a", "complete"), ("c", "complete")]);
     env.run(&[]).expect(0).expect_outcomes(&[("a", "complete"), ("b", "complete")]);
@@ -71,7 +73,9 @@ fn at_once(events: &[Value]) -> Vec<BTreeSet<String>> {
 fn never_more_jobs_at_once_than_parallel() {
     let env = Env::new();
     let names = ["a", "b", "c", "d"];
-    names.map(|name| env.source(name));
+    for name in names {
+        env.source(name);
+    }
     let jobs: String = names.iter().map(|name| job(name, "")).collect();
     for parallel in [1, 2] {
         env.jobs(&format!("[run]\nparallel = {parallel}\n{jobs}"));
@@ -140,7 +144,9 @@ fn a_dry_run_changes_nothing() {
 #[test]
 fn jobs_that_run_share_the_limit() {
     let env = Env::new();
-    ["a", "b"].map(|name| env.large_source(name));
+    for name in ["a", "b"] {
+        env.large_source(name);
+    }
     env.jobs(&format!(
         "[run]\nparallel = 2\nlimit = '2MiB/s'\n{}{}",
         job("a", ""),

@@ -105,8 +105,12 @@ impl Entry {
             }
             (MadeBy::Btrfs, None, _) | (MadeBy::Command, _, None) => {}
         }
-        fs::remove_file(&self.file)
-            .map_err(|error| Error::io("forget snapshot", error).at(&self.file))
+        match fs::remove_file(&self.file) {
+            Ok(()) => Ok(()),
+            // By another run, at the same time.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("forget snapshot", error).at(&self.file)),
+        }
     }
 
     fn is_in_use(&self) -> bool {
