@@ -53,7 +53,8 @@ pub(super) fn read(path: &Path) -> Result<Trusted> {
     if bytes.len() as u64 > BYTES_MAX {
         return Err(invalid("it is larger than 4 MiB"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8"))?;
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|error| invalid("it is not UTF-8").caused_by(error))?;
     Ok(Trusted { path: real, text })
 }
 

@@ -24,9 +24,9 @@ fn an_unknown_key_is_named_with_its_line_and_nothing_is_begun() {
     assert_eq!(
         lines,
         [
-            "lazycopy: read jobs.toml:9: unknown key `max-job` in [[job]] b: did you mean `max-jobs`?",
-            "lazycopy: read jobs.toml:10: [[job]] b verify: `always` is none of none, after",
-            "lazycopy: read jobs.toml:11: unknown key `runs` in the file: did you mean `run`?",
+            "lazycopy: read jobs.toml:10: unknown key `max-job` in [[job]] b: did you mean `max-jobs`?",
+            "lazycopy: read jobs.toml:11: [[job]] b verify: `always` is none of none, after",
+            "lazycopy: read jobs.toml:12: unknown key `runs` in the file: did you mean `run`?",
         ]
     );
 }

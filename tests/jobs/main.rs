@@ -65,7 +65,7 @@ impl Env {
         self.write(&format!("{name}/small"), name);
     }
 
-    /// A source that takes a minute at the rate of [`slow`].
+    /// A source that takes four minutes at the rate of [`slow`].
     fn large_source(&self, name: &str) {
         self.source(name);
         self.write(&format!("{name}/large"), vec![7; 60 << 20]);
@@ -154,7 +154,16 @@ impl Running {
         let errors = std::thread::spawn(move || std::io::read_to_string(&mut stderr).unwrap());
         while self.next_line() {}
         let status: ExitStatus = self.child.wait().unwrap();
-        Ended { exit: status.code(), lines: self.lines, stderr: errors.join().unwrap() }
+        let lines = std::mem::take(&mut self.lines);
+        Ended { exit: status.code(), lines, stderr: errors.join().unwrap() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its jobs end with it. After a test that went well nothing is left to be killed.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
@@ -195,7 +204,7 @@ fn job(name: &str, keys: &str) -> String {
 
 /// A job that runs until it is stopped.
 fn slow(name: &str) -> String {
-    job(name, "limit = '1MiB/s'")
+    job(name, "limit = '256KiB/s'")
 }
 
 /// The processes that the run `pid` started.

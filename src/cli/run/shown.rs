@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::cli::{complain, complain_plain, say, text};
@@ -124,7 +124,9 @@ impl Screen {
         complain_plain(&first_line(plan, record));
         let width = plan.jobs.iter().map(|job| job.name.len()).max().unwrap_or(0);
         let width = width.clamp("all".len(), NAME_WIDTH);
-        let all = terminal.add(new_bar(width, "all"));
+        // The last line does not fill its width: what a terminal echoes of Ctrl-C would be one more.
+        let all = terminal.add(new_bar(width, "all", "{msg}"));
+        all.enable_steady_tick(TICK);
         let (running, rates, jobs) = (BTreeMap::new(), BTreeMap::new(), plan.jobs.len());
         let screen = Self { terminal, running, rates, all, jobs, over: 0, width };
         screen.draw_all();
@@ -167,8 +169,10 @@ impl Audience for Screen {
     fn hear(&mut self, news: News<'_>) {
         match news {
             News::JobBegun(job) => {
-                let bar = self.terminal.insert_before(&self.all, new_bar(self.width, &job.name));
+                let bar = new_bar(self.width, &job.name, "{wide_msg}");
+                let bar = self.terminal.insert_before(&self.all, bar);
                 bar.set_message("begins");
+                bar.enable_steady_tick(TICK);
                 self.running.insert(job.name.clone(), bar);
                 self.draw_all();
             }
@@ -203,15 +207,14 @@ impl Drop for Screen {
     }
 }
 
-fn new_bar(width: usize, name: &str) -> ProgressBar {
+/// Not drawn before it is on the screen.
+fn new_bar(width: usize, name: &str, rest: &str) -> ProgressBar {
     let name: String = name.chars().take(width).collect();
-    let style =
-        ProgressStyle::with_template(&format!("{{prefix:{width}}} {{bar:12}} {{wide_msg}}"))
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("█▉▊▋▌▍▎▏·");
-    let bar = ProgressBar::new(STEPS).with_style(style).with_prefix(name);
-    bar.enable_steady_tick(TICK);
-    bar
+    let style = ProgressStyle::with_template(&format!("{{prefix:{width}}} {{bar:12}} {rest}"))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("█▉▊▋▌▍▎▏·");
+    let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::hidden());
+    bar.with_style(style).with_prefix(name)
 }
 
 fn steps(status: &StatusReport) -> u64 {

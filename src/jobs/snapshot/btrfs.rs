@@ -24,8 +24,7 @@ pub(super) async fn make(name: String, order: &Order<'_>) -> Result<Made> {
             .hint("snapshot-required = false copies the source as it is")
     };
     let system = rustix::fs::statfs(&source).map_err(|errno| Error::io(op, errno).at(&source))?;
-    // Signed in some ABIs, and 32 bits in all.
-    if system.f_type as u64 & u64::from(u32::MAX) != u64::from(BTRFS_SUPER_MAGIC) {
+    if u32::try_from(system.f_type) != Ok(BTRFS_SUPER_MAGIC) {
         return Err(unusable("it does not lie on btrfs"));
     }
     let subvolume = subvolume_of(&source)?.ok_or_else(|| unusable("no subvolume holds it"))?;
