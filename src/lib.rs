@@ -42,7 +42,8 @@
 //! # A copy without a mount
 //! `lazycopy copy` ([`daemon::copy`]) runs the same engine with nobody reading. A tree on this machine is copied by plain threads
 //! ([`engine::bulk`]): scanners compare directories with catalog and DIR, carriers bring bytes over and prove them, one publisher takes
-//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above.
+//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above;
+//! a later pass over a remote source lists everything first ([`engine::bulk::remote`]).
 
 #[cfg(not(lazycopy_loom))]
 pub mod cli;

@@ -147,6 +147,7 @@ fn say_json(summary: &Summary, exit: Exit) {
         "specials": s.specials, "metadata_renewed": s.renewed, "directories": s.directories,
         "deleted": s.deleted, "gone": s.gone, "kept": s.kept, "left_out": s.left_out,
         "requests": s.requests, "warnings": s.warnings, "elapsed_s": s.elapsed_s,
+        "stopped_by": s.stopped_by,
     })
     .to_string());
 }
@@ -156,6 +157,7 @@ fn say_text(summary: &Summary, exit: Exit) {
     for (path, message) in &s.errors {
         complain(&format!("{path}: {message}"));
     }
+    s.stopped_by.iter().for_each(|limit| complain(limit));
     let mut parts =
         vec![format!("{} files, {}", text::count(s.copied), text::bytes(s.copied_bytes))];
     let mut also = |number: u64, what: &str| {

@@ -44,6 +44,7 @@ use crate::daemon::report::Reporter;
 use crate::daemon::settings::{AtEnd, MountSettings};
 use crate::daemon::signals::{Order, Signals};
 use crate::daemon::start::Started;
+use crate::engine::Engine;
 use crate::engine::events::{Event, Step};
 use crate::error::{Error, Result};
 use crate::vfs::mount::{UnmountMode, Unmounted, unmount_ours};
@@ -200,6 +201,8 @@ async fn until_end(
     readiness: &mut dyn Readiness,
 ) -> End {
     let mut is_told = started.in_place.is_none();
+    let mut is_limit_told = is_told;
+    let engine = Arc::clone(&started.engine);
     loop {
         tokio::select! {
             () = started.session.ended() => return End::Unmounted,
@@ -215,6 +218,11 @@ async fn until_end(
                     is_told = true;
                 }
             },
+            limit = used_up(&engine), if !is_limit_told => {
+                // Nobody shall wait for what may never come. With a new quota it still goes on, to its end.
+                readiness.settled(Outcome::Stopped, &clone::waits(started, &limit), &[]);
+                is_limit_told = true;
+            }
             order = signals.next() => match order {
                 Order::Explain => reporter.log_everything_waiting(),
                 Order::End => break,
@@ -227,6 +235,19 @@ async fn until_end(
         () = signals.end() => tracing::warn!("told twice: open handles lose the daemon"),
     }
     End::Unmounted
+}
+
+/// Waits until a quota keeps the background from going on; says which.
+async fn used_up(engine: &Engine) -> String {
+    loop {
+        tokio::time::sleep(PATIENCE).await;
+        if engine.limits().keeps_waiting()
+            && engine.active_chunks().is_empty()
+            && let Some(limit) = engine.limits().used_up()
+        {
+            return limit;
+        }
+    }
 }
 
 /// Takes the mount out of the tree and serves what is still open for a while.
