@@ -14,6 +14,9 @@ use crate::error::{Error, Kind, Result};
 /// Every kind that this program speaks.
 pub const ALL: &[&SourceKind] = &[&http::KIND, &s3::KIND];
 
+/// A source that is being opened.
+pub type Opening = BoxFuture<'static, Result<Arc<dyn Source>>>;
+
 /// A kind of remote source.
 pub struct SourceKind {
     /// The schemes of its URLs, in lower case.
@@ -25,7 +28,7 @@ pub struct SourceKind {
     /// The name of a source for people, without secrets, if its URL makes sense. Asks nobody.
     pub display_name: fn(&Remote) -> Result<String>,
     /// Opens a source.
-    pub open: fn(Remote) -> BoxFuture<'static, Result<Arc<dyn Source>>>,
+    pub open: fn(Remote) -> Opening,
 }
 
 impl fmt::Debug for SourceKind {
