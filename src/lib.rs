@@ -8,12 +8,13 @@
 //! | module | ring | what | may import |
 //! |---|---|---|---|
 //! | [`cli`] | | one file per subcommand; raw arguments become validated settings once | everything below |
+//! | [`jobs`] | | a jobs file: several copies in processes of their own, hooks, snapshots | everything below |
 //! | [`daemon`] | | composition root: start checks, builds everything, signals, order of shutdown | everything below |
 //! | [`vfs`] | 3 | the FUSE front: mounting, callbacks that only translate, passthrough, errno table | engine, core |
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
 //! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
 //! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, proof, receipt, eviction, probe, lock | core |
-//! | [`source`] | 1 | where bytes come from: local directories, HTTP; one that is away is opened when it is back | core |
+//! | [`source`] | 1 | where bytes come from: local directories, HTTP, S3; one that is away is opened when it is back | core |
 //! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, limits, filters, lanes, planning | sync |
 //! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
 //! | [`error`] | | one error type, a closed set of kinds | |
@@ -41,7 +42,8 @@
 //! # A copy without a mount
 //! `lazycopy copy` ([`daemon::copy`]) runs the same engine with nobody reading. A tree on this machine is copied by plain threads
 //! ([`engine::bulk`]): scanners compare directories with catalog and DIR, carriers bring bytes over and prove them, one publisher takes
-//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above.
+//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above;
+//! a later pass over a remote source lists everything first ([`engine::bulk::remote`]).
 
 #[cfg(not(lazycopy_loom))]
 pub mod cli;
@@ -53,6 +55,8 @@ pub mod daemon;
 #[cfg(not(lazycopy_loom))]
 pub mod engine;
 pub mod error;
+#[cfg(not(lazycopy_loom))]
+pub mod jobs;
 #[cfg(not(lazycopy_loom))]
 pub mod source;
 #[cfg(not(lazycopy_loom))]

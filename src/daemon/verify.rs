@@ -19,6 +19,7 @@ use crate::source::Source;
 use crate::source::options::SourceOptions;
 use crate::store::proof::ProofOptions;
 use crate::store::{Destination, DestinationOptions};
+use crate::vfs::mountpoint;
 
 /// Longest wait for a piece from the source.
 const STALL: Duration = Duration::from_secs(30);
@@ -79,6 +80,7 @@ async fn recorded(destination: Arc<Destination>, options: SourceOptions) -> Resu
 /// `Busy` if somebody holds the destination; what keeps it from being done at all.
 pub fn verify(settings: VerifySettings, mut show: impl FnMut(VerifyLine)) -> Result<Summary> {
     super::start::raise_file_limit();
+    mountpoint::check_not_dead(&settings.destination)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("worker")

@@ -16,6 +16,7 @@ use crate::core::priority::Priority;
 use crate::core::quota::{Most, Quota, Refused, Reserved, Used, UsedUp};
 use crate::core::range::BLOCK_SIZE;
 use crate::error::{Error, Kind};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Longest time between two looks of what waits for a quota or for the source.
 const LOOK: Duration = Duration::from_secs(1);
@@ -68,6 +69,8 @@ pub struct Limits {
     saved: ArcSwap<Used>,
     /// Told when who waits should look again.
     changed: Notify,
+    /// Who waits for a quota. Relaxed: a number of itself.
+    starving: AtomicU64,
 }
 
 impl Limits {
@@ -86,6 +89,7 @@ impl Limits {
             turns: Permits::new(1, 0),
             saved: ArcSwap::from_pointee(used),
             changed: Notify::new(),
+            starving: AtomicU64::new(0),
         })
     }
 
@@ -125,6 +129,11 @@ impl Limits {
     /// The quota that keeps hydration from going on, in words.
     pub fn used_up(&self) -> Option<String> {
         self.quota.used_up(BLOCK_SIZE, today()).map(|what| self.in_words(what))
+    }
+
+    /// Whether something in the background waits for a quota that is used up.
+    pub fn keeps_waiting(&self) -> bool {
+        self.starving.load(Ordering::Relaxed) > 0 && self.used_up().is_some()
     }
 
     /// Why the source is not asked now, and for how long: it failed too often.
@@ -172,6 +181,7 @@ impl Limits {
 
     /// Waits until the source may be asked for something that nobody waits for; returns how many bytes at most.
     async fn until_allowed(&self) -> u64 {
+        let mut starving = None;
         loop {
             let changed = self.changed.notified();
             let now = Instant::now();
@@ -181,6 +191,7 @@ impl Limits {
                     Ok(left) => return left,
                     Err(refused) => {
                         self.tell(refused);
+                        starving.get_or_insert_with(|| Starving::new(&self.starving));
                         LOOK
                     }
                 },
@@ -313,6 +324,22 @@ impl Ration {
                 }
             }
         }
+    }
+}
+
+/// One that waits for a quota.
+struct Starving<'a>(&'a AtomicU64);
+
+impl<'a> Starving<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::options::{OptionSpec, SourceOptions};
-use super::{Source, http, manifest};
+use super::{Source, http, manifest, s3};
 use crate::error::{Error, Kind, Result};
 
 /// Every kind that this program speaks.
-pub const ALL: &[&SourceKind] = &[&http::KIND, &manifest::KIND];
+pub const ALL: &[&SourceKind] = &[&http::KIND, &s3::KIND, &manifest::KIND];
+
+/// A source that is being opened.
+pub type Opening = BoxFuture<'static, Result<Arc<dyn Source>>>;
 
 /// A kind of remote source.
 pub struct SourceKind {
@@ -25,7 +28,7 @@ pub struct SourceKind {
     /// The name of a source for people, without secrets, if its URL makes sense. Asks nobody.
     pub display_name: fn(&Remote) -> Result<String>,
     /// Opens a source.
-    pub open: fn(Remote) -> BoxFuture<'static, Result<Arc<dyn Source>>>,
+    pub open: fn(Remote) -> Opening,
 }
 
 impl fmt::Debug for SourceKind {

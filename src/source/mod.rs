@@ -9,6 +9,7 @@
 //! | [`local`] | a directory or file of this machine |
 //! | [`http`] | a file, or a tree behind an index, of a web server |
 //! | [`manifest`] | a list of files with their places and checksums |
+//! | [`s3`] | a bucket of S3 or a server like it |
 //! | [`kinds`] | the kinds of remote sources, found by the scheme of a URL |
 //! | [`options`] | `-S KEY=VALUE` |
 //! | [`reconnecting`] | a source that is away and is opened when it is back |
@@ -19,6 +20,7 @@ pub mod local;
 pub mod manifest;
 pub mod options;
 pub mod reconnecting;
+pub mod s3;
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -119,13 +119,13 @@ impl Destination {
         let mut looker = self.looker();
         catalog.entries(|record| match record.phase {
             EntryPhase::Published(placed) => {
-                let now = looker.existing(&record.path)?;
+                let now = looker.own(&record.path)?;
                 writer.entry(&file_entry(&record, placed, now, &mut totals))
             }
             _ => Ok(()),
         })?;
         catalog.others(|other| {
-            let now = looker.existing(&other.path)?;
+            let now = looker.own(&other.path)?;
             writer.entry(&other_entry(&other, now, &mut totals))
         })?;
         writer.end(&totals)
@@ -304,6 +304,8 @@ fn checksum(checksum: &Checksum) -> Value {
         Checksum::Md5(bytes) => ("md5", bytes),
         Checksum::Crc32c(bytes) => ("crc32c", bytes),
         Checksum::Blake3(bytes) => ("blake3", bytes),
+        Checksum::Crc64Nvme(bytes) => ("crc64nvme", bytes),
+        Checksum::Crc32(bytes) => ("crc32", bytes),
     };
     json!({ "kind": kind, "hex": hex(bytes) })
 }

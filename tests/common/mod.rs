@@ -6,6 +6,7 @@
 pub(crate) mod http;
 pub(crate) mod nginx;
 pub(crate) mod proxy;
+pub(crate) mod s3;
 pub(crate) mod scripted;
 pub(crate) mod servers;
 

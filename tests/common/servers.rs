@@ -18,13 +18,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the server `name`; `None` (or a panic, see [`super::skip`]) if it is not here.
+    /// Starts the server `name`; `None` if it is not here, which is said (and a failure with `REQUIRE_SERVERS=1`: these come from registries
+    /// that not every machine can reach).
     pub(crate) fn start(name: &str) -> Option<Self> {
         let listed = Command::new(SCRIPT).arg("list").output().unwrap();
         let listed = String::from_utf8(listed.stdout).unwrap();
         let line = listed.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
         if line.ends_with("not installed") {
-            super::skip(name);
+            assert!(std::env::var_os("REQUIRE_SERVERS").is_none(), "{name} is missing");
+            println!("skipped: {name} is missing (scripts/servers.sh install {name})");
             return None;
         }
         let started = (0..5).find_map(|_| Self::try_start(name));

@@ -112,7 +112,9 @@ pub(crate) async fn attributes_are_those_of_the_bytes(ground: &impl Ground) {
     if let Some(listed) = &all[OsStr::new("file")].attributes {
         assert_eq!((&listed.fingerprint, listed.modified), (&file.fingerprint, file.modified));
     }
-    assert_eq!(source.traits().lists_attributes, all[OsStr::new("file")].attributes.is_some());
+    // One that says that it lists attributes may leave them out of an entry, but not the other way round.
+    let has_attributes = all[OsStr::new("file")].attributes.is_some();
+    assert!(source.traits().lists_attributes || !has_attributes);
     assert!(source.xattrs(&rel("dir/file")).await.unwrap().is_empty());
     assert_eq!(source.readlink(&rel("dir/file")).await.unwrap_err().kind(), Kind::Invalid);
 }
@@ -187,7 +189,7 @@ pub(crate) async fn an_odd_name_is_itself(ground: &impl Ground) {
 pub(crate) async fn offsets_beyond_4_gib_are_exact(ground: &impl Ground) {
     let size = 5 * GIB + 3;
     let marks: Vec<(u64, Vec<u8>)> = [0, 2 * GIB - 5, 4 * GIB - 5, size - 10]
-        .map(|offset| (offset, format!("at{offset:08x}")[..10].as_bytes().to_vec()))
+        .map(|offset| (offset, format!("at{offset:08x}").as_bytes()[..10].to_vec()))
         .into();
     if !ground.put_sparse("huge", size, &marks).await {
         println!("not tried: this server makes no file of 5 GiB here");

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,11 +27,7 @@ pub(crate) fn put(root: &Path, path: &[u8], bytes: &[u8]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let new = tempfile::NamedTempFile::new_in(root.parent().unwrap()).unwrap();
     fs::write(new.path(), bytes).unwrap();
-    fs::set_permissions(
-        new.path(),
-        fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o644)),
-    )
-    .unwrap();
+    fs::set_permissions(new.path(), fs::Permissions::from_mode(0o644)).unwrap();
     new.persist(path).unwrap();
 }
 

@@ -11,7 +11,10 @@ mod ground;
 mod laws;
 mod local;
 mod manifest;
+mod moto;
 mod nginx;
+mod s3;
+mod s3s_fs;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -51,4 +54,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest }
+conform! { local nginx manifest moto s3s_fs }

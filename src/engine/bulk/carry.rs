@@ -66,21 +66,25 @@ impl<'a> Carrier<'a> {
                 }
             };
             match directory {
-                Ok(Some(directory)) => send(landed, self.carry_batch(&directory, batch)),
+                Ok(Some(directory)) => self.carry_batch(&directory, batch, landed),
                 Ok(None) => {}
                 Err(error) => self.bulk.failed(batch.directory.path(), &error),
             }
         }
     }
 
-    fn carry_batch(&mut self, directory: &LocalDirectory, batch: Batch) -> Landed {
+    fn carry_batch(&mut self, directory: &LocalDirectory, batch: Batch, to: &Sender<Landed>) {
         let mut landed = Landed::default();
         let mut again = Vec::new();
         for file in batch.files {
             if self.bulk.is_over() {
                 break;
             }
-            self.bulk.wait_until_allowed();
+            if self.bulk.is_held() {
+                // What is ready does not wait with us.
+                send(to, std::mem::take(&mut landed));
+                self.bulk.wait_until_allowed();
+            }
             let path = directory.path().child(&file.name);
             let carried = path.map(|path| (self.carry(directory, &path, &file), path));
             match carried {
@@ -101,7 +105,7 @@ impl<'a> Carrier<'a> {
             let place = Place::Path(directory.path().clone());
             landed.again.push(Batch { directory: place, ino: batch.ino, files: again });
         }
-        landed
+        send(to, landed);
     }
 
     fn carry(

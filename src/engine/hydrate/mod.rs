@@ -6,8 +6,10 @@
 //! | `walk`, `content` | directories are listed ahead of them; what each holds for the copy |
 //! | `entry` | one file or other entry |
 //! | `place` | what is no file: links, special files, the metadata of directories |
+//! | `again` | one more look before the end |
 //! | [`board`] | which worker works where, for status |
 
+mod again;
 pub mod board;
 mod content;
 mod entry;
@@ -197,6 +199,14 @@ impl Engine {
                 self.stats.entries_vanished.increment();
                 self.tell_file(FileStep::Vanished, path, None);
                 tracing::info!(%path, "vanished at the source");
+                None
+            }
+            // Nothing here can bring it back: it is left out, as its user is told, and is no failure.
+            Err(error) if error.kind() == Kind::Archived => {
+                self.stats.errors.succeeded(path);
+                self.stats.errors.remember(path, &error);
+                self.stats.files_skipped.increment();
+                tracing::warn!(%path, "archived at the source: left out");
                 None
             }
             Err(error) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use reqwest::Response;
 
 use super::answer::{ContentRange, Version, check_identity, content_length, stale, status_error};
@@ -58,7 +58,7 @@ pub(super) async fn read(
         StatusCode::PARTIAL_CONTENT => {
             origin.keeps_ranges(true);
             check_identity(headers, OP)?;
-            check_part(&answer, range, expected)?;
+            check_part(headers, range, expected)?;
             Ok(Body { bytes: exactly(answer.response, range.len(), path.clone()), version })
         }
         StatusCode::OK => {
@@ -94,8 +94,11 @@ async fn spool(
 }
 
 /// Whether a 206 holds the bytes that were asked for, of the version that was asked for.
-fn check_part(answer: &Answer, range: ByteRange, expected: &Fingerprint) -> Result<()> {
-    let headers = answer.response.headers();
+pub(in crate::source) fn check_part(
+    headers: &HeaderMap,
+    range: ByteRange,
+    expected: &Fingerprint,
+) -> Result<()> {
     let corrupt = |why: String| Err(Error::new(Kind::Corrupt, OP).because(why));
     let Some(ContentRange { range: Some(sent), total }) = ContentRange::of(headers) else {
         return corrupt("a part without a usable Content-Range".to_owned());
@@ -115,7 +118,7 @@ fn check_part(answer: &Answer, range: ByteRange, expected: &Fingerprint) -> Resu
 }
 
 /// Streams a body that must have `length` bytes. A longer one is cut and `Corrupt`, a shorter one `Unreachable`.
-fn exactly(response: Response, length: u64, path: RelPath) -> ByteStream {
+pub(in crate::source) fn exactly(response: Response, length: u64, path: RelPath) -> ByteStream {
     let has_length = response.content_length().is_some();
     stream::try_unfold((response, length), move |(mut response, left)| {
         let path = path.clone();

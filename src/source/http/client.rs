@@ -10,6 +10,7 @@ use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_MATCH,
     IF_UNMODIFIED_SINCE, LOCATION, RANGE,
 };
+use percent_encoding::percent_decode_str;
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client as Pool, Response};
 use tokio::time::timeout;
@@ -95,7 +96,7 @@ impl Client {
             let next = url.join(location).map_err(|error| {
                 Error::new(Kind::Invalid, op).because(format!("redirected to nowhere: {error}"))
             })?;
-            if next.path().strip_suffix('/') == Some(url.path()) {
+            if names_directory(&next, &url) {
                 return Ok(Answer { response, url, is_directory: true });
             }
             reach = redirect::check(&Hop {
@@ -134,26 +135,38 @@ impl Client {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         let ask = || pool.request(method.clone(), url.clone()).headers(headers.clone()).send();
-        let once_or_twice = async {
-            match ask().await {
-                // The server closed a kept connection while the request was on its way (nginx does so after a 412); a new one
-                // has no such past. Asking twice changes nothing: GET and HEAD are all that is ever asked.
-                Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                    ask().await
-                }
-                answered => answered,
+        ask_within(op, self.head_timeout, ask).await
+    }
+}
+
+/// Asks for the head of an answer; once more on a new connection where the server closed the one that was kept.
+///
+/// # Errors
+/// As [`transport_error`] has it; `Timeout`.
+pub(in crate::source) async fn ask_within<F: Future<Output = reqwest::Result<Response>>>(
+    op: &'static str,
+    deadline: Duration,
+    ask: impl Fn() -> F,
+) -> Result<Response> {
+    let once_or_twice = async {
+        match ask().await {
+            // The server closed a kept connection while the request was on its way (nginx does so after a 412); a new one
+            // has no such past. Asking twice changes nothing: GET and HEAD are all that is ever asked.
+            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                ask().await
             }
-        };
-        match timeout(self.head_timeout, once_or_twice).await {
-            Ok(answered) => answered.map_err(|error| transport_error(op, error)),
-            Err(_elapsed) => Err(Error::new(Kind::Timeout, op)
-                .because(format!("no answer within {} s", self.head_timeout.as_secs()))),
+            answered => answered,
         }
+    };
+    match timeout(deadline, once_or_twice).await {
+        Ok(answered) => answered.map_err(|error| transport_error(op, error)),
+        Err(_elapsed) => Err(Error::new(Kind::Timeout, op)
+            .because(format!("no answer within {} s", deadline.as_secs()))),
     }
 }
 
 /// Headers that ask for `range` of the version `expected` and of no other.
-pub(super) fn range_headers(range: ByteRange, expected: &Fingerprint) -> HeaderMap {
+pub(in crate::source) fn range_headers(range: ByteRange, expected: &Fingerprint) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let mut set = |name: HeaderName, value: &str| {
         // A validator came in a header, so it fits into one.
@@ -206,6 +219,12 @@ pub(in crate::source) fn pool(ca: Option<&Path>) -> Result<reqwest::ClientBuilde
 /// `Io` if TLS cannot be set up.
 pub(in crate::source) fn build(builder: reqwest::ClientBuilder) -> Result<Pool> {
     builder.build().map_err(|error| Error::new(Kind::Io, "set up HTTP client").caused_by(error))
+}
+
+/// Whether `next` is `url` with a slash at its end, whichever letters the server writes encoded.
+fn names_directory(next: &Url, url: &Url) -> bool {
+    let bytes = |path| percent_decode_str(path).collect::<Vec<u8>>();
+    next.path().strip_suffix('/').is_some_and(|path| bytes(path) == bytes(url.path()))
 }
 
 fn is_redirect(response: &Response) -> bool {

@@ -4,14 +4,14 @@
 //! that ignores ranges is read once, in order, into a `spool`. Whatever an answer claims is compared with what was asked and
 //! what was known, before its first byte goes anywhere.
 
-mod answer;
-mod body;
-mod client;
+pub(in crate::source) mod answer;
+pub(in crate::source) mod body;
+pub(in crate::source) mod client;
 mod credentials;
 mod index;
 mod listing;
 mod opening;
-mod origin;
+pub(in crate::source) mod origin;
 mod redirect;
 mod site;
 mod spelling;
