@@ -384,7 +384,7 @@ impl Controlled for Reporter {
     }
 
     async fn limit(&self, request: LimitRequest) -> Result<Done> {
-        orders::limit(&self.engine, request)
+        orders::limit(&self.engine, request).await
     }
 
     async fn paths(&self, order: PathOrder, request: PathsRequest) -> PathsDone {
