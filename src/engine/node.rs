@@ -160,11 +160,7 @@ impl Node {
             names.push(&*at.name);
             at = parent;
         }
-        let below = |path: RelPath, name: &OsStr| path.child(name);
-        names
-            .into_iter()
-            .rev()
-            .try_fold(RelPath::root(), below)
+        RelPath::of_names(names.into_iter().rev())
             .expect("invariant: names of nodes were checked")
     }
 

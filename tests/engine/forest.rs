@@ -28,6 +28,7 @@ pub(super) struct Forest {
     files: BTreeMap<String, u64>,
     directories: BTreeSet<String>,
     connections: usize,
+    tells_sizes: bool,
     log: Arc<Log>,
 }
 
@@ -124,7 +125,14 @@ impl Forest {
             slow: Mutex::default(),
             denied: Mutex::default(),
         };
-        Self { files, directories, connections, log: Arc::new(log) }
+        Self { files, directories, connections, tells_sizes: true, log: Arc::new(log) }
+    }
+
+    /// Listings tell names only, as those of HTTP.
+    #[must_use]
+    pub(super) fn without_sizes(mut self) -> Self {
+        self.tells_sizes = false;
+        self
     }
 
     pub(super) fn log(&self) -> Arc<Log> {
@@ -169,7 +177,7 @@ impl Source for Forest {
 
     fn traits(&self) -> Traits {
         Traits {
-            lists_attributes: true,
+            lists_attributes: self.tells_sizes,
             is_remote: false,
             has_modes: false,
             connections: self.connections,
@@ -191,8 +199,9 @@ impl Source for Forest {
             let path =
                 if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
             let attributes = self.attributes(&path)?;
-            let entry =
-                Entry { name: name.into(), kind: attributes.kind, attributes: Some(attributes) };
+            let kind = attributes.kind;
+            let attributes = self.tells_sizes.then_some(attributes);
+            let entry = Entry { name: name.into(), kind, attributes };
             drop(batches.send(ListBatch { entries: vec![entry], refused: 0 }).await);
         }
         Ok(())

@@ -80,7 +80,7 @@ pub struct Limits {
     /// What the catalog knows.
     saved: ArcSwap<Used>,
     /// Until when the source asked to be left alone.
-    resting: watch::Sender<Option<Instant>>,
+    resting: watch::Sender<Option<tokio::time::Instant>>,
     /// Told when who waits should look again.
     changed: Notify,
 }
@@ -167,7 +167,7 @@ impl Limits {
 
     /// Asks the source for nothing for so long but what somebody waits for.
     pub(crate) fn rest(self: &Arc<Self>, wait: Duration) {
-        let until = Instant::now() + wait;
+        let until = tokio::time::Instant::now() + wait;
         let mut is_first = false;
         self.resting.send_modify(|resting| {
             is_first = resting.is_none();
@@ -182,9 +182,9 @@ impl Limits {
         tokio::spawn(async move {
             let until = || *limits.resting.borrow();
             while let Some(until) = until() {
-                tokio::time::sleep_until(until.into()).await;
+                tokio::time::sleep_until(until).await;
                 limits.resting.send_if_modified(|resting| {
-                    resting.take_if(|until| *until <= Instant::now()).is_some()
+                    resting.take_if(|until| *until <= tokio::time::Instant::now()).is_some()
                 });
             }
             limits.events.tell(Event::Resume { by: "source".into() });
@@ -340,4 +340,47 @@ pub(super) fn ordered_rate(
 fn today() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_secs() / SECONDS_PER_DAY
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::engine::events::Heard;
+
+    fn limits() -> Arc<Limits> {
+        let log = Err(Error::new(Kind::NoSpace, "open"));
+        let events = Arc::new(Events::start(log, "/source", Path::new("/destination")).unwrap());
+        Limits::new(LimitSettings::default(), Used::default(), None, &events)
+    }
+
+    #[tokio::test]
+    async fn while_the_source_rests_nothing_begins() {
+        let limits = limits();
+        assert!(limits.until_asked_again().now_or_never().is_some());
+        limits.rest(Duration::from_secs(3600));
+        assert!(limits.is_stopped() && limits.until_asked_again().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_rest_lasts_as_long_as_it_was_asked_for_and_both_ends_are_told_once() {
+        let limits = limits();
+        let mut listener = limits.events.listen(8).unwrap();
+        let begun = Instant::now();
+        [30, 100, 20].into_iter().for_each(|ms| limits.rest(Duration::from_millis(ms)));
+        limits.until_allowed().await;
+        assert!(begun.elapsed() >= Duration::from_millis(100));
+        assert!(!limits.is_resting() && !limits.is_stopped());
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            let next = tokio::time::timeout(Duration::from_secs(60), listener.next());
+            let Heard::Line(line) = next.await.unwrap().unwrap() else { panic!("missed") };
+            told.push(line.event.clone());
+        }
+        let by = || "source".into();
+        assert_eq!(told, [Event::Pause { by: by() }, Event::Resume { by: by() }]);
+    }
 }
