@@ -160,8 +160,7 @@ impl Node {
             names.push(&*at.name);
             at = parent;
         }
-        RelPath::of_names(names.into_iter().rev())
-            .expect("invariant: names of nodes were checked")
+        RelPath::of_names(names.into_iter().rev()).expect("invariant: names of nodes were checked")
     }
 
     /// The attributes as last seen.

@@ -83,7 +83,8 @@ async fn demand_is_next_beside_files_of_many_chunks_and_on_the_only_connection()
                 }
                 // One request of somebody else's runs to its end, and no other begins.
                 Some(_) => {
-                    let is_waiting = || engine.queued_chunks() > waiting || log.begun().len() > before;
+                    let is_waiting =
+                        || engine.queued_chunks() > waiting || log.begun().len() > before;
                     eventually("it waits", || is_waiting().then_some(())).await;
                     assert_eq!(next_read(&log).await, "wanted");
                 }
@@ -158,6 +159,7 @@ async fn estimates(forest: Forest, pieces: u64) -> Vec<(u64, Option<u64>, u64)> 
         let left = (pieces - second * PER_SECOND) / PER_SECOND;
         told.push((second, engine.eta_s(&engine.tally()), left));
     }
+    log.open();
     assert_eq!(run.await.unwrap(), (0, false));
     told
 }
@@ -172,7 +174,7 @@ async fn after_a_fifth_of_the_work_the_estimate_is_within_a_fifth_of_the_truth()
         let pieces = tree.iter().map(|(_, size)| size / PIECE).sum::<u64>();
         let forest = Forest::new(8, tree);
         let forest = if tells_sizes { forest } else { forest.without_sizes() };
-        let told = estimates(forest, pieces / 10 * 10).await;
+        let told = estimates(forest, pieces).await;
         for (second, eta, left) in told.iter().filter(|(second, ..)| second * 5 >= pieces / 10) {
             let eta = eta.unwrap_or_else(|| panic!("none after {second} s"));
             let most = (left / 5).max(2);

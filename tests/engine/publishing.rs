@@ -463,7 +463,8 @@ async fn a_checksum_file_counts_as_it_is_read() {
     let filter = Filter::new(&[], &["*.sha256".to_owned()], &[]).unwrap();
     let hydrate = HydrateSettings { filter, ..HydrateSettings::default() };
     let settings = EngineSettings { limits, hydrate, ..settings() };
-    let engine = open_with(&source, directory.path(), DestinationOptions::default(), settings).await;
+    let engine =
+        open_with(&source, directory.path(), DestinationOptions::default(), settings).await;
     let copying = Arc::clone(&engine);
     let copy = tokio::spawn(async move { Hydration::new(&copying).copy_tree().await.unwrap() });
     let deadline = Instant::now() + Duration::from_secs(60);

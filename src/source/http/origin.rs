@@ -134,8 +134,7 @@ impl Origin {
     /// Asks for the head of a directory's page.
     async fn ask_for_directory(&self, path: &RelPath) -> Result<Answer> {
         let url = self.site.directory_url(path);
-        let answer =
-            self.client.send("stat", Method::HEAD, url.clone(), HeaderMap::new()).await?;
+        let answer = self.client.send("stat", Method::HEAD, url.clone(), HeaderMap::new()).await?;
         match is_without_head(&answer) {
             true => self.client.send("stat", Method::GET, url, HeaderMap::new()).await,
             false => Ok(answer),
