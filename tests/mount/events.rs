@@ -1,10 +1,13 @@
 //! Every kind of event of `docs/events.md` is told by the real program when it happens, with its words.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
+use crate::common;
 use crate::harness::{BLOCK, Env, Mounted, errno, eventually, patterned, read};
 use crate::origin::{Behaviour, Origin, Page};
 
@@ -17,7 +20,7 @@ type Told = &'static [(&'static str, &'static str, &'static [&'static str])];
 
 const COPY: Told = &[
     ("session", "what", &["begun", "ended"]),
-    ("job", "phase", &["scanning", "hydrating", "failed"]),
+    ("job", "phase", &["scanning", "failed"]),
     ("scan", "what", &["begun", "ended"]),
     ("chunk", "what", &["complete", "failed", "retried"]),
     ("file", "what", &["published", "failed", "skipped", "vanished"]),
@@ -49,8 +52,7 @@ const SPARED: Told = &[
     ("pause", "by", &["source"]),
     ("resume", "by", &["source"]),
 ];
-/// In `space.rs`.
-pub(crate) const SPACE: Told = &[
+const SPACE: Told = &[
     ("space", "what", &["short", "back"]),
     ("pause", "by", &["space"]),
     ("resume", "by", &["space"]),
@@ -63,7 +65,7 @@ fn page(size: u64) -> Page {
 }
 
 /// What is told of a daemon's lives, in order; numbers go on without gaps.
-pub(crate) fn events(env: &Env, target: &Path) -> Vec<Value> {
+fn events(env: &Env, target: &Path) -> Vec<Value> {
     let told = env.run(["events".as_ref(), target.as_os_str()]);
     let told: Vec<Value> =
         told.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -71,7 +73,7 @@ pub(crate) fn events(env: &Env, target: &Path) -> Vec<Value> {
     told
 }
 
-pub(crate) fn has_told(
+fn has_told(
     events: &[Value],
     told: &[(&'static str, &'static str, &'static [&'static str])],
 ) {
@@ -173,7 +175,7 @@ fn every_order_and_what_it_finds_is_told() {
     assert_eq!(env.run(["limit".as_ref(), "5MiB".as_ref(), target.as_os_str()]).code, Some(0));
     let verified = env.run(["verify".as_ref(), env.destination().as_os_str()]);
     assert_eq!(verified.code, Some(0), "{verified:?}");
-    std::fs::remove_file(env.source().join("b")).unwrap();
+    fs::remove_file(env.source().join("b")).unwrap();
     env.put("a", patterned(2, 0, 300_001));
     // What fails is no event: evicting what is published.
     for order in ["hydrate", "pin", "unpin", "refresh"] {
@@ -260,4 +262,42 @@ fn a_source_that_asks_to_be_left_alone_pauses_the_background_and_it_is_told() {
     let limits = told.iter().filter(|line| line["limit"] == "max-connections");
     let values: Vec<&Value> = limits.map(|line| &line["value"]).collect();
     assert_eq!(values, [1, 2]);
+}
+
+/// A tmpfs of 64 MiB at the place of the destination.
+struct SmallDisk<'a>(&'a Env);
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(self.0.path("disk")).status());
+    }
+}
+
+#[test]
+fn too_little_room_is_told_and_that_there_is_some_again() {
+    let Some(mut env) = Env::new() else { return };
+    let place = env.path("disk");
+    fs::create_dir(&place).unwrap();
+    let mut tmpfs = Command::new("mount");
+    tmpfs.args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(&place);
+    if !tmpfs.status().is_ok_and(|ran| ran.success()) {
+        return common::skip("mount");
+    }
+    env.put_destination(place.join("dir"));
+    (0..4).for_each(|number| env.put(number.to_string(), patterned(1, 0, 100_000)));
+    let disk = SmallDisk(&env);
+    let filler = place.join("filler");
+    fs::write(&filler, vec![1; 50 << 20]).unwrap();
+    // 14 MiB are free: the log can be written, and nothing else may be.
+    let mounted = env.mount(&["--hydrate", "--reserve", "20MiB"]);
+    until_told(&env, &mounted, "pause", "by", "space");
+    fs::remove_file(&filler).unwrap();
+    mounted.until_complete();
+    mounted.unmount();
+    let told = events(&env, &env.destination());
+    has_told(&told, SPACE);
+    let short = find(&told, "space", "what", "short");
+    assert_eq!(short["reserve_bytes"], 20 << 20);
+    assert!(short["free_bytes"].as_u64() < short["reserve_bytes"].as_u64());
+    drop(disk);
 }
