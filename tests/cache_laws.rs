@@ -1,7 +1,6 @@
 //! Laws of a cache of limited size, on a source that the test writes and a real directory: no FUSE. `SEED=…` repeats one.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use lazycopy::engine::Engine;
 use lazycopy::engine::read::TryRead;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, ListBatch, Source, Traits};
 use lazycopy::store::{Destination, DestinationOptions};
 use tokio::sync::mpsc;
 
@@ -53,22 +52,7 @@ fn number_of(path: &RelPath) -> Option<usize> {
 }
 
 fn attributes(kind: EntryKind, size: u64, version: u64) -> Attributes {
-    Attributes {
-        kind,
-        size,
-        mode: None,
-        ownership: None,
-        modified: None,
-        accessed: None,
-        changed: None,
-        link_count: 1,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size, validator: Validator::ETag(version.to_string()) },
-        is_settled: true,
-        checksum: None,
-    }
+    Attributes::bare(kind, Fingerprint { size, validator: Validator::ETag(version.to_string()) })
 }
 
 struct Tree(Arc<Numbered>);
@@ -95,10 +79,6 @@ impl Source for Tree {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, _: &RelPath, _: mpsc::Sender<ListBatch>) -> Result<()> {
         Ok(())
     }
@@ -111,18 +91,6 @@ impl Source for Tree {
         let number = number.ok_or_else(|| Error::new(Kind::NotFound, "stat"))?;
         let version = self.0.versions[number].load(Ordering::SeqCst);
         Ok(attributes(EntryKind::File, self.0.sizes[number], version))
-    }
-
-    async fn readlink(&self, _: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link"))
-    }
-
-    async fn xattrs(&self, _: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(&self, _: &RelPath, _: &Fingerprint) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
     }
 
     async fn read(
@@ -146,10 +114,6 @@ impl Source for Tree {
             Ok(piece)
         });
         Ok(paced.boxed())
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

@@ -10,7 +10,6 @@ mod hydration;
 #[path = "engine/publishing.rs"]
 mod publishing;
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +26,7 @@ use lazycopy::engine::file::LazyFile;
 use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use lazycopy::store::catalog::Version;
 use lazycopy::store::{Checkpoint, Destination, DestinationOptions};
 use tokio::sync::mpsc;
@@ -60,22 +59,7 @@ impl Paced {
 }
 
 fn attributes(kind: EntryKind, size: u64) -> Attributes {
-    Attributes {
-        kind,
-        size,
-        mode: None,
-        ownership: None,
-        modified: None,
-        accessed: None,
-        changed: None,
-        link_count: 1,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size, validator: Validator::ETag("\"1\"".to_owned()) },
-        is_settled: true,
-        checksum: None,
-    }
+    Attributes::bare(kind, Fingerprint { size, validator: Validator::ETag("\"1\"".to_owned()) })
 }
 
 #[async_trait]
@@ -94,10 +78,6 @@ impl Source for Paced {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         assert!(directory.is_root());
         let attributes = Some(self.file());
@@ -112,14 +92,6 @@ impl Source for Paced {
             b"file" => Ok(self.file()),
             _ => Err(Error::new(Kind::NotFound, "stat")),
         }
-    }
-
-    async fn readlink(&self, _: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link"))
-    }
-
-    async fn xattrs(&self, _: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
     }
 
     async fn data_ranges(&self, _: &RelPath, _: &Fingerprint) -> Result<Option<Vec<ByteRange>>> {
@@ -139,10 +111,6 @@ impl Source for Paced {
             return Ok(pieces.boxed());
         }
         Ok(pieces.chain(stream::pending()).boxed())
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

@@ -1,7 +1,6 @@
 //! What an inode that somebody looked up costs in memory, counted byte by byte in a process of its own.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::ffi::OsString;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use lazycopy::engine::listing::Listing;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::engine::{Engine, ROOT_INO};
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use lazycopy::store::{Destination, DestinationOptions};
 use peak_alloc::PeakAlloc;
 use tokio::sync::mpsc;
@@ -68,10 +67,6 @@ impl Source for Wide {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let (kind, count, word) = match directory.is_root() {
             true => (EntryKind::Directory, 2 * DIRECTORIES as u64, "directory"),
@@ -94,24 +89,8 @@ impl Source for Wide {
         }
     }
 
-    async fn readlink(&self, _: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::NotSupported, "read link"))
-    }
-
-    async fn xattrs(&self, _: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(&self, _: &RelPath, _: &Fingerprint) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
-    }
-
     async fn read(&self, _: &RelPath, _: ByteRange, _: &Fingerprint) -> Result<ByteStream> {
         Err(Error::new(Kind::NotSupported, "read"))
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

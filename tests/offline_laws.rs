@@ -18,7 +18,7 @@ use lazycopy::core::range::ByteRange;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::engine::{Engine, ROOT_INO};
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use lazycopy::store::{Destination, DestinationOptions};
 use tokio::sync::mpsc;
 
@@ -51,20 +51,11 @@ struct Scripted {
 fn attributes(kind: EntryKind, version: u64) -> Attributes {
     let size = if kind == EntryKind::File { 1000 } else { 0 };
     Attributes {
-        kind,
-        size,
         mode: Some(0o640),
-        ownership: None,
-        modified: None,
-        accessed: None,
-        changed: None,
-        link_count: 1,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size, validator: Validator::ETag(format!("\"{version}\"")) },
-        is_settled: true,
-        checksum: None,
+        ..Attributes::bare(
+            kind,
+            Fingerprint { size, validator: Validator::ETag(format!("\"{version}\"")) },
+        )
     }
 }
 
@@ -125,10 +116,6 @@ impl Source for Scripted {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let (entries, mood) = self
             .answer(|world| {
@@ -178,17 +165,9 @@ impl Source for Scripted {
         self.answer(|_| Ok(vec![("user.x".into(), b"value".to_vec())])).await
     }
 
-    async fn data_ranges(&self, _: &RelPath, _: &Fingerprint) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
-    }
-
     async fn read(&self, _: &RelPath, range: ByteRange, _: &Fingerprint) -> Result<ByteStream> {
         let len = usize::try_from(range.len()).unwrap();
         self.answer(|_| Ok(stream::iter([Ok(Bytes::from(vec![b'x'; len]))]).boxed())).await
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

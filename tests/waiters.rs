@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use lazycopy::core::range::ByteRange;
 use lazycopy::engine::settings::EngineSettings;
 use lazycopy::engine::{Engine, ROOT_INO};
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use lazycopy::store::{Destination, DestinationOptions};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -57,20 +57,11 @@ impl Scripted {
     fn attributes(&self, kind: EntryKind) -> Attributes {
         let size = if kind == EntryKind::File { self.size } else { 4096 };
         Attributes {
-            kind,
-            size,
             mode: Some(0o755),
-            ownership: None,
-            modified: None,
-            accessed: None,
-            changed: None,
-            link_count: 1,
-            device_number: 0,
-            allocated_units: None,
-            identity: None,
-            fingerprint: Fingerprint { size, validator: Validator::ETag("\"1\"".to_owned()) },
-            is_settled: true,
-            checksum: None,
+            ..Attributes::bare(
+                kind,
+                Fingerprint { size, validator: Validator::ETag("\"1\"".to_owned()) },
+            )
         }
     }
 }
@@ -91,10 +82,6 @@ impl Source for Scripted {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, _directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let attributes = Some(self.attributes(EntryKind::File));
         let entry = Entry { name: "file".into(), kind: EntryKind::File, attributes };
@@ -108,22 +95,6 @@ impl Source for Scripted {
             Some("file") => Ok(self.attributes(EntryKind::File)),
             _ => Err(Error::new(Kind::NotFound, "stat")),
         }
-    }
-
-    async fn readlink(&self, _path: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link"))
-    }
-
-    async fn xattrs(&self, _path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(
-        &self,
-        _path: &RelPath,
-        _expected: &Fingerprint,
-    ) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
     }
 
     async fn read(
@@ -149,10 +120,6 @@ impl Source for Scripted {
             }
         });
         Ok(stream.boxed())
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

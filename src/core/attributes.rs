@@ -183,6 +183,26 @@ pub struct Attributes {
 }
 
 impl Attributes {
+    /// What is known of a version at least: nothing but its kind and fingerprint; one name, settled.
+    pub fn bare(kind: EntryKind, fingerprint: Fingerprint) -> Self {
+        Self {
+            kind,
+            size: fingerprint.size,
+            mode: None,
+            ownership: None,
+            modified: None,
+            accessed: None,
+            changed: None,
+            link_count: 1,
+            device_number: 0,
+            allocated_units: None,
+            identity: None,
+            fingerprint,
+            is_settled: true,
+            checksum: None,
+        }
+    }
+
     /// Whether the source has allocated less than the size: it may hold holes.
     pub fn is_sparse(&self) -> bool {
         self.kind == EntryKind::File

@@ -157,19 +157,10 @@ impl Engine {
 /// What a directory of a source without modes looks like.
 fn made_up_directory() -> Attributes {
     Attributes {
-        kind: EntryKind::Directory,
-        size: 4096,
-        mode: None,
-        ownership: None,
-        modified: None,
-        accessed: None,
-        changed: None,
         link_count: 2,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size: 4096, validator: Validator::SizeOnly },
-        is_settled: true,
-        checksum: None,
+        ..Attributes::bare(
+            EntryKind::Directory,
+            Fingerprint { size: 4096, validator: Validator::SizeOnly },
+        )
     }
 }

@@ -339,22 +339,8 @@ mod tests {
     use crate::store::DestinationOptions;
 
     fn empty_file(size: u64) -> LazyFile {
-        let attributes = Attributes {
-            kind: EntryKind::File,
-            size,
-            mode: None,
-            ownership: None,
-            modified: None,
-            accessed: None,
-            changed: None,
-            link_count: 1,
-            device_number: 0,
-            allocated_units: None,
-            identity: None,
-            fingerprint: Fingerprint { size, validator: Validator::SizeOnly },
-            is_settled: true,
-            checksum: None,
-        };
+        let attributes =
+            Attributes::bare(EntryKind::File, Fingerprint { size, validator: Validator::SizeOnly });
         LazyFile::new(2, RelPath::root(), attributes)
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::core::attributes::{Attributes, EntryKind, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// One name in a directory. `attributes` is `None` where the listing does not tell them (an HTTP index rounds sizes);
 /// then `kind` alone is known and [`Source::stat`] gives the rest.
@@ -62,7 +62,8 @@ pub struct Traits {
     pub refresh: Duration,
 }
 
-/// A tree (or one file) that is being copied.
+/// A tree (or one file) that is being copied. What a method answers by itself is right for sources that have nothing of that kind; who wraps
+/// another source passes all of them on.
 ///
 /// # Concurrency
 /// All methods may be called at once from any task. Cancelling (dropping) a future or a stream ends its request.
@@ -76,7 +77,9 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 
     /// `Some(name)` if the source is one file rather than a tree. Then the root directory is synthetic: listing it gives this
     /// one entry, and the root's own attributes are made up (0755/0700).
-    fn single_file(&self) -> Option<&OsString>;
+    fn single_file(&self) -> Option<&OsString> {
+        None
+    }
 
     /// The same tree for threads that read all of it, where it is a directory of this machine.
     fn local_tree(&self) -> Option<local::tree::LocalTree> {
@@ -101,14 +104,20 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// As [`Source::stat`].
-    async fn readlink(&self, path: &RelPath) -> Result<OsString>;
+    async fn readlink(&self, path: &RelPath) -> Result<OsString> {
+        Err(Error::new(Kind::Invalid, "read link")
+            .at(path.as_path())
+            .because("not a symbolic link"))
+    }
 
     /// Extended attributes including POSIX ACLs (`system.posix_acl_access`, `system.posix_acl_default`) as raw values; empty where the
     /// source has none.
     ///
     /// # Errors
     /// As [`Source::stat`].
-    async fn xattrs(&self, path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>>;
+    async fn xattrs(&self, _path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
 
     /// The ranges of a sparse file that hold data, in order; everything else within `attributes.size` is a hole that reads as
     /// zeros. `None` = no holes are known.
@@ -117,9 +126,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// As [`Source::stat`]; `Stale` if the file is no longer the version `expected`.
     async fn data_ranges(
         &self,
-        path: &RelPath,
-        expected: &Fingerprint,
-    ) -> Result<Option<Vec<ByteRange>>>;
+        _path: &RelPath,
+        _expected: &Fingerprint,
+    ) -> Result<Option<Vec<ByteRange>>> {
+        Ok(None)
+    }
 
     /// Reads `range` of the version `expected`. The range is not empty and lies within the size in `expected`.
     ///
@@ -140,7 +151,9 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     }
 
     /// Total and free bytes of the source's file system, where it has one.
-    async fn capacity(&self) -> Option<Capacity>;
+    async fn capacity(&self) -> Option<Capacity> {
+        None
+    }
 }
 
 /// Size of a file system.

@@ -76,20 +76,11 @@ impl Destination {
         let stat = rustix::fs::fstat(&*descriptor).map_err(failed)?;
         let modified = record.placed().map_or_else(|| modified_of(&stat), |then| then.modified);
         let attributes = Attributes {
-            kind: EntryKind::File,
-            size: file.size(),
             mode: Some(stat.st_mode & 0o7777),
             ownership: Some(Ownership { uid: stat.st_uid, gid: stat.st_gid }),
             modified: Some(modified),
-            accessed: None,
-            changed: None,
-            link_count: 1,
-            device_number: 0,
-            allocated_units: None,
-            identity: None,
-            fingerprint: record.version.fingerprint.clone(),
-            is_settled: true,
             checksum: record.checksum.clone(),
+            ..Attributes::bare(EntryKind::File, record.version.fingerprint.clone())
         };
         let xattrs = xattrs_of((*descriptor).as_fd()).map_err(failed)?;
         Ok(Metadata { attributes, xattrs })

@@ -329,20 +329,8 @@ mod tests {
 
     fn attributes(kind: EntryKind, mode: Option<u32>) -> Attributes {
         Attributes {
-            kind,
-            size: 0,
             mode,
-            ownership: None,
-            modified: None,
-            accessed: None,
-            changed: None,
-            link_count: 1,
-            device_number: 0,
-            allocated_units: None,
-            identity: None,
-            fingerprint: Fingerprint { size: 0, validator: Validator::SizeOnly },
-            is_settled: true,
-            checksum: None,
+            ..Attributes::bare(kind, Fingerprint { size: 0, validator: Validator::SizeOnly })
         }
     }
 

@@ -110,20 +110,11 @@ mod tests {
 
     fn metadata() -> Metadata {
         let attributes = Attributes {
-            kind: EntryKind::File,
-            size: 0,
             mode: Some(0o644),
-            ownership: None,
-            modified: None,
-            accessed: None,
-            changed: None,
-            link_count: 1,
-            device_number: 0,
-            allocated_units: None,
-            identity: None,
-            fingerprint: Fingerprint { size: 0, validator: Validator::SizeOnly },
-            is_settled: true,
-            checksum: None,
+            ..Attributes::bare(
+                EntryKind::File,
+                Fingerprint { size: 0, validator: Validator::SizeOnly },
+            )
         };
         Metadata { attributes, xattrs: Vec::new() }
     }

@@ -1,7 +1,6 @@
 //! A tree that a test writes down, whose answers wait until the test lets them go.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use lazycopy::core::attributes::{Attributes, EntryKind, Fingerprint};
 use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::attributes;
@@ -185,10 +184,6 @@ impl Source for Forest {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let directory = text(directory);
         self.log.listed.lock().unwrap().push(directory.clone());
@@ -209,18 +204,6 @@ impl Source for Forest {
 
     async fn stat(&self, path: &RelPath) -> Result<Attributes> {
         self.attributes(&text(path))
-    }
-
-    async fn readlink(&self, _: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link"))
-    }
-
-    async fn xattrs(&self, _: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(&self, _: &RelPath, _: &Fingerprint) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
     }
 
     async fn read(&self, path: &RelPath, range: ByteRange, _: &Fingerprint) -> Result<ByteStream> {
@@ -245,10 +228,6 @@ impl Source for Forest {
             }
         });
         Ok(pieces.boxed())
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

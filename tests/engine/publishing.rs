@@ -1,7 +1,6 @@
 //! Laws of publishing: groups, the source's checksums, checkpoints by bytes, errors that are remembered.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +20,7 @@ use lazycopy::engine::hydrate::Hydration;
 use lazycopy::engine::limits::LimitSettings;
 use lazycopy::engine::settings::{EngineSettings, HydrateSettings};
 use lazycopy::error::{Error, Kind, Result};
-use lazycopy::source::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
+use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use lazycopy::store::catalog::{EntryPhase, EntryRecord, ProofClass};
 use lazycopy::store::checksum::Summer;
 use lazycopy::store::{Destination, DestinationOptions, Durability};
@@ -111,10 +110,6 @@ impl Source for Many {
         }
     }
 
-    fn single_file(&self) -> Option<&OsString> {
-        None
-    }
-
     async fn list(&self, _: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let entry = |(name, file): (&String, &Scripted)| Entry {
             name: name.into(),
@@ -132,18 +127,6 @@ impl Source for Many {
             true => Ok(super::attributes(EntryKind::Directory, 0)),
             false => Ok(self.file(path)?.attributes()),
         }
-    }
-
-    async fn readlink(&self, _: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link"))
-    }
-
-    async fn xattrs(&self, _: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(&self, _: &RelPath, _: &Fingerprint) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
     }
 
     async fn read(
@@ -170,10 +153,6 @@ impl Source for Many {
         let pieces: Vec<_> =
             bytes.chunks(64 << 10).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         Ok(stream::iter(pieces).boxed())
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }
 

@@ -44,20 +44,10 @@ pub(crate) fn open_with(directory: &Path, options: &DestinationOptions) -> Desti
 pub(crate) fn metadata(kind: EntryKind, mode: u32) -> Metadata {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let attributes = Attributes {
-        kind,
-        size: 0,
         mode: Some(mode),
         ownership: Some(Ownership { uid, gid }),
         modified: Some(MODIFIED),
-        accessed: None,
-        changed: None,
-        link_count: 1,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size: 0, validator: Validator::SizeOnly },
-        is_settled: true,
-        checksum: None,
+        ..Attributes::bare(kind, Fingerprint { size: 0, validator: Validator::SizeOnly })
     };
     Metadata { attributes, xattrs: Vec::new() }
 }

@@ -28,11 +28,11 @@ use tokio::sync::mpsc;
 
 use self::origin::Origin;
 use self::spool::Spools;
-use super::{ByteStream, Capacity, ListBatch, Source, Traits};
+use super::{ByteStream, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// How an HTTP source is read.
 #[derive(Debug, Clone, Default)]
@@ -143,24 +143,6 @@ impl Source for HttpSource {
         self.origin.stat(path, &self.spools).await.map_err(|error| error.at(path.as_path()))
     }
 
-    async fn readlink(&self, path: &RelPath) -> Result<OsString> {
-        Err(Error::new(Kind::Invalid, "read link")
-            .at(path.as_path())
-            .because("not a symbolic link"))
-    }
-
-    async fn xattrs(&self, _path: &RelPath) -> Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-
-    async fn data_ranges(
-        &self,
-        _path: &RelPath,
-        _expected: &Fingerprint,
-    ) -> Result<Option<Vec<ByteRange>>> {
-        Ok(None)
-    }
-
     async fn read(
         &self,
         path: &RelPath,
@@ -173,9 +155,5 @@ impl Source for HttpSource {
         body::read(&self.origin, &self.spools, path, range, expected)
             .await
             .map_err(|error| error.at(path.as_path()))
-    }
-
-    async fn capacity(&self) -> Option<Capacity> {
-        None
     }
 }

@@ -211,38 +211,19 @@ fn sizeless() -> Error {
 
 fn file_attributes(version: &Version, size: u64) -> Attributes {
     Attributes {
-        kind: EntryKind::File,
-        size,
-        mode: None,
-        ownership: None,
         modified: version.modified(),
-        accessed: None,
-        changed: None,
-        link_count: 1,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: version.fingerprint(size),
         is_settled: version.is_settled(),
-        checksum: None,
+        ..Attributes::bare(EntryKind::File, version.fingerprint(size))
     }
 }
 
 fn directory_attributes(version: Option<&Version>) -> Attributes {
     Attributes {
-        kind: EntryKind::Directory,
-        size: 0,
-        mode: None,
-        ownership: None,
         modified: version.and_then(Version::modified),
-        accessed: None,
-        changed: None,
         link_count: 2,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size: 0, validator: Validator::SizeOnly },
-        is_settled: true,
-        checksum: None,
+        ..Attributes::bare(
+            EntryKind::Directory,
+            Fingerprint { size: 0, validator: Validator::SizeOnly },
+        )
     }
 }

@@ -259,22 +259,7 @@ fn file_of(size: u64, ino: u64) -> NameRecord {
 }
 
 fn test_attributes(kind: EntryKind, size: u64) -> Attributes {
-    Attributes {
-        kind,
-        size,
-        mode: None,
-        ownership: None,
-        modified: None,
-        accessed: None,
-        changed: None,
-        link_count: 1,
-        device_number: 0,
-        allocated_units: None,
-        identity: None,
-        fingerprint: Fingerprint { size, validator: Validator::SizeOnly },
-        is_settled: true,
-        checksum: None,
-    }
+    Attributes::bare(kind, Fingerprint { size, validator: Validator::SizeOnly })
 }
 
 fn put(parent: u64, number: u64, record: NameRecord) -> NameChange {
