@@ -143,6 +143,7 @@ async fn a_drain_ends_also_while_the_quota_is_used_up() {
 /// Copies a tree at ten pieces a second of a clock that only the pieces move, and asks each second how long it will take.
 async fn estimates(forest: Forest, pieces: u64) -> Vec<(u64, Option<u64>, u64)> {
     const PER_SECOND: u64 = 10;
+    const PERMITS: usize = 10;
     let directory = tempfile::tempdir().unwrap();
     let log = forest.log();
     let engine = open(directory.path(), forest, EngineSettings::default()).await;
@@ -150,7 +151,7 @@ async fn estimates(forest: Forest, pieces: u64) -> Vec<(u64, Option<u64>, u64)> 
     let run = copy(&engine);
     let mut told = Vec::new();
     for second in 1..=pieces / PER_SECOND {
-        log.pieces.add_permits(PER_SECOND as usize);
+        log.pieces.add_permits(PERMITS);
         let due = second * PER_SECOND * PIECE;
         let fetched = || engine.stats().bytes_fetched.get();
         eventually("what is sent lands", || (fetched() == due).then_some(())).await;

@@ -412,7 +412,7 @@ fn a_cap_below_what_is_pinned_lets_it_start_and_says_what_to_do() {
     mounted.until_published(3);
     mounted.unmount();
     let keep = keep(CAP);
-    let started = env.try_mount(&env.source(), &[&keep[0], &keep[1]]);
+    let started = env.try_mount(env.source(), &[&keep[0], &keep[1]]);
     assert_eq!(started.code, Some(0), "{started:?}");
     assert!(started.err.contains("lazycopy unpin"), "{started:?}");
     let mounted = env.mounted_now();

@@ -73,10 +73,7 @@ fn events(env: &Env, target: &Path) -> Vec<Value> {
     told
 }
 
-fn has_told(
-    events: &[Value],
-    told: &[(&'static str, &'static str, &'static [&'static str])],
-) {
+fn has_told(events: &[Value], told: &[(&'static str, &'static str, &'static [&'static str])]) {
     for (event, field, words) in told {
         for word in *words {
             let is_it = |line: &Value| line["event"] == *event && line[*field] == *word;
@@ -284,7 +281,9 @@ fn too_little_room_is_told_and_that_there_is_some_again() {
         return common::skip("mount");
     }
     env.put_destination(place.join("dir"));
-    (0..4).for_each(|number| env.put(number.to_string(), patterned(1, 0, 100_000)));
+    for number in 0..4 {
+        env.put(number.to_string(), patterned(1, 0, 100_000));
+    }
     let disk = SmallDisk(&env);
     let filler = place.join("filler");
     fs::write(&filler, vec![1; 50 << 20]).unwrap();
