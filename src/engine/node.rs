@@ -78,6 +78,8 @@ pub struct Directory {
     pub(crate) lookups: AtomicU64,
     /// Position up to which attributes were asked for ahead.
     pub(crate) prefetched_to: AtomicU64,
+    /// Entries that listings of it took in. Relaxed: who waits for one sees that it moves.
+    pub(crate) taken_in: AtomicU64,
 }
 
 impl Body {

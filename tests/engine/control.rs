@@ -225,3 +225,23 @@ async fn ten_listeners_hear_of_each_fetch_once_and_in_one_order() {
     let bytes: u64 = chunks.iter().map(|chunk| chunk.2).sum();
     assert_eq!(bytes, (0..60).map(|n| 1000 + n).sum::<u64>());
 }
+
+// 1 000 000 entries took longer than the deadline of a lookup, and `ls` failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_moves_goes_on_past_its_deadline() {
+    let directory = tempfile::tempdir().unwrap();
+    let forest = Forest::new(4, (0..8).map(|n| (n.to_string(), 10)));
+    let log = forest.log();
+    log.slow.lock().unwrap().insert(String::new());
+    let read_timeout = Some(Duration::from_secs(3));
+    let settings = EngineSettings { read_timeout, ..EngineSettings::default() };
+    let engine = open(directory.path(), forest, settings).await;
+    let sending = tokio::spawn(async move {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            log.listings.add_permits(1);
+        }
+    });
+    assert_eq!(engine.list(1).await.unwrap().len(), 8);
+    sending.await.unwrap();
+}

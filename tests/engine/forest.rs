@@ -42,7 +42,7 @@ pub(super) struct Log {
     listed: Mutex<Vec<String>>,
     /// One for each piece that may be sent.
     pub(super) pieces: Semaphore,
-    /// One for each listing of the directories in `slow`.
+    /// One for each entry of the directories in `slow`.
     pub(super) listings: Semaphore,
     pub(super) slow: Mutex<BTreeSet<String>>,
     /// Files that cannot be read.
@@ -187,10 +187,11 @@ impl Source for Forest {
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let directory = text(directory);
         self.log.listed.lock().unwrap().push(directory.clone());
-        if self.log.slow.lock().unwrap().contains(&directory) {
-            self.log.listings.acquire().await.unwrap().forget();
-        }
+        let is_slow = self.log.slow.lock().unwrap().contains(&directory);
         for name in self.children(&directory) {
+            if is_slow {
+                self.log.listings.acquire().await.unwrap().forget();
+            }
             let path =
                 if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
             let attributes = self.attributes(&path)?;
