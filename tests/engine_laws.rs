@@ -1,6 +1,8 @@
 //! Laws of the engine, on a source that the test writes and a real directory: no FUSE.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "engine/control.rs"]
+mod control;
 #[path = "engine/forest.rs"]
 mod forest;
 #[path = "engine/hydration.rs"]

@@ -11,8 +11,9 @@ use crate::cli::target::Target;
 use crate::cli::{complain, say, text, watch};
 use crate::control::client::Client;
 use crate::control::orders::HistoryReport;
-use crate::control::registry::{self, Found};
+use crate::control::registry::{self, Found, SessionRecord};
 use crate::control::status::{DaemonsReport, SCHEMA, StuckReport};
+use crate::engine::history::recorded_in;
 use crate::error::{Error, Kind, Result};
 
 /// Show how far a copy is.
@@ -31,7 +32,7 @@ pub(crate) struct StatusArgs {
     /// Show it live, with keys to pause, resume and stop; looks twice a second [default: off]
     #[arg(long, env = "LAZYCOPY_WATCH", hide_env_values = true, conflicts_with_all = ["json", "stuck"], value_parser = BoolishValueParser::new())]
     watch: bool,
-    /// List the daemons' lives: when each began and ended, and what it came to; the last 1000 of a copy [default: off]
+    /// List the daemons' lives: when each began and ended, and what it came to; the last 1000 of a copy, also of one that nobody serves [default: off]
     #[arg(long, env = "LAZYCOPY_HISTORY", hide_env_values = true, conflicts_with_all = ["watch", "stuck"], value_parser = BoolishValueParser::new())]
     history: bool,
 }
@@ -43,6 +44,14 @@ pub(crate) fn run(args: &StatusArgs) -> Result<Exit> {
     match &args.target {
         Some(path) => {
             let target = Target::find(path)?;
+            if args.history
+                && target.daemon.is_none()
+                && let Some(lives) = recorded_in(&target.path)?
+            {
+                let place = target.path.display().to_string();
+                show_history(args, &place, None, &HistoryReport::new(lives));
+                return Ok(Exit::Ok);
+            }
             let daemon = target.daemon.as_ref().ok_or_else(|| target.nobody_serves())?;
             // A daemon that does not answer is not a source that cannot be reached.
             Ok(show_one(args, daemon).map_or_else(
@@ -70,11 +79,8 @@ fn not_answering(error: Error, daemon: &Found) -> Error {
 fn show_one(args: &StatusArgs, daemon: &Found) -> Result<()> {
     let client = Client::new(&daemon.socket);
     if args.history {
-        let report = client.history()?;
-        match args.json {
-            true => print_json(&report),
-            false => say(&history_text(daemon, &report)),
-        }
+        let SessionRecord { mountpoint, session, .. } = &daemon.record;
+        show_history(args, mountpoint, Some(session), &client.history()?);
         return Ok(());
     }
     match (args.stuck, args.json) {
@@ -125,10 +131,18 @@ fn print_json<T: Serialize>(report: &T) {
     }
 }
 
-fn history_text(daemon: &Found, report: &HistoryReport) -> String {
-    let mut lines = vec![format!("{}: {} lives", daemon.record.mountpoint, report.lives.len())];
+fn show_history(args: &StatusArgs, place: &str, running: Option<&str>, report: &HistoryReport) {
+    match args.json {
+        true => print_json(report),
+        false => say(&history_text(place, running, report)),
+    }
+}
+
+/// Of all lives only the `running` one may still go on.
+fn history_text(place: &str, running: Option<&str>, report: &HistoryReport) -> String {
+    let mut lines = vec![format!("{place}: {} lives", report.lives.len())];
     for life in &report.lives {
-        let is_ours = life.session == daemon.record.session;
+        let is_ours = running == Some(life.session.as_str());
         let end = match (&life.ended_at, &life.outcome) {
             (Some(ended), Some(outcome)) => format!(
                 "to {ended}  {outcome}: {} of {} files published, {} failed, {} fetched",

@@ -65,8 +65,8 @@ pub enum Turn {
     None,
     /// The source is not asked any more.
     Opened,
-    /// It is asked again.
-    Closed,
+    /// It is asked again, after so many failures in a row.
+    Closed(u32),
 }
 
 impl Breaker {
@@ -100,6 +100,11 @@ impl Breaker {
         Some((open.until.saturating_duration_since(now), open.last.clone()))
     }
 
+    /// Failures in a row.
+    pub fn failures(&self) -> u32 {
+        self.state.lock().in_a_row
+    }
+
     /// Whether a request made now would be let through.
     pub fn is_ready(&self, now: Instant) -> bool {
         let state = self.state.lock();
@@ -129,10 +134,10 @@ impl Pass {
 
     fn close(&self) -> Turn {
         let mut state = self.breaker.state.lock();
-        state.in_a_row = 0;
+        let failures = std::mem::take(&mut state.in_a_row);
         let was_open = state.open.take();
         self.breaker.is_open.store(false, Ordering::Relaxed);
-        if was_open.is_some() { Turn::Closed } else { Turn::None }
+        if was_open.is_some() { Turn::Closed(failures) } else { Turn::None }
     }
 
     /// It failed for good.
@@ -220,7 +225,7 @@ mod tests {
         assert_eq!(go(breaker.admit(now)).failed(&error(), now), Turn::Opened);
         assert_eq!(refused(&breaker, now), FIRST_PAUSE);
         // A success anywhere.
-        assert_eq!(late.answered(), Turn::Closed);
+        assert_eq!(late.answered(), Turn::Closed(FAILURES));
         assert!(!go(breaker.admit(now)).is_probe());
     }
 
@@ -250,7 +255,7 @@ mod tests {
         drop(go(breaker.admit(later)));
         let probe = go(breaker.admit(later));
         assert!(!breaker.is_ready(later));
-        assert_eq!(probe.answered(), Turn::Closed);
+        assert_eq!(probe.answered(), Turn::Closed(FAILURES));
         assert!(breaker.is_ready(later) && breaker.open_for(later).is_none());
     }
 

@@ -42,6 +42,22 @@ impl RelPath {
         Ok(Self(Arc::from(bytes)))
     }
 
+    /// The entry that `names` lead to from the root, one in the other.
+    ///
+    /// # Errors
+    /// As [`RelPath::child`].
+    pub fn of_names<'a>(names: impl IntoIterator<Item = &'a OsStr>) -> Result<Self> {
+        let mut bytes = Vec::new();
+        for name in names {
+            Self::check_name(name)?;
+            if !bytes.is_empty() {
+                bytes.push(b'/');
+            }
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        Ok(Self(Arc::from(bytes)))
+    }
+
     /// Whether `name` can be one component of a path.
     ///
     /// # Errors
@@ -189,5 +205,8 @@ mod tests {
         assert!(path.parent().unwrap().parent().unwrap().is_root());
         assert!(RelPath::root().parent().is_none());
         assert_eq!(path.components().count(), 2);
+        assert_eq!(RelPath::of_names(path.components()).unwrap(), path);
+        assert!(RelPath::of_names([]).unwrap().is_root());
+        assert!(RelPath::of_names([OsStr::new("a"), OsStr::new("..")]).is_err());
     }
 }

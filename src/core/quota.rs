@@ -54,8 +54,10 @@ pub struct Quota {
 struct State {
     used: Used,
     reserved: u64,
-    /// It was told that the quota is used up, and it still is.
-    is_told: bool,
+    /// What was told to be used up, and still is.
+    told: Option<UsedUp>,
+    /// What was told to be used up and is no more; nobody was told that.
+    lifted: Option<UsedUp>,
 }
 
 /// Bytes of one request, reserved. Dropping it gives back what did not come.
@@ -70,7 +72,7 @@ pub struct Reserved {
 pub struct Refused {
     /// What is used up.
     pub what: UsedUp,
-    /// Nobody was refused since there was something left.
+    /// It is used up, not only reserved, and nobody was told.
     pub is_first: bool,
 }
 
@@ -101,10 +103,14 @@ impl Quota {
     pub fn used_up(&self, least: u64, day: u64) -> Option<UsedUp> {
         let mut state = self.state.lock();
         state.turn_to(day, self.most.is_daily);
-        match self.left_in(&state) {
-            Ok(left) => (left < least).then_some(UsedUp::Bytes),
-            Err(what) => Some(what),
-        }
+        self.left_in(&state, state.reserved, least).err()
+    }
+
+    /// What was told to be used up and is no more, as of `day`; once.
+    pub fn take_lifted(&self, day: u64) -> Option<UsedUp> {
+        let mut state = self.state.lock();
+        state.turn_to(day, self.most.is_daily);
+        state.lifted.take()
     }
 
     /// What is left for one more request of at least `least` bytes, as of `day`: bytes that are neither used nor reserved.
@@ -114,21 +120,31 @@ impl Quota {
     pub fn left(&self, least: u64, day: u64) -> Result<u64, Refused> {
         let mut state = self.state.lock();
         state.turn_to(day, self.most.is_daily);
-        let left = self.left_in(&state).and_then(|left| match least <= left {
-            true => Ok(left),
-            false => Err(UsedUp::Bytes),
-        });
-        left.map_err(|what| state.refuse(what))
+        self.left_or_refused(&mut state, least)
     }
 
-    fn left_in(&self, state: &State) -> Result<u64, UsedUp> {
+    fn left_or_refused(&self, state: &mut State, least: u64) -> Result<u64, Refused> {
+        self.left_in(state, state.reserved, least).map_err(|what| {
+            // What is only reserved may be given back.
+            let is_used_up = self.left_in(state, 0, least).is_err();
+            let is_first = is_used_up && state.told.is_none();
+            if is_first {
+                state.told = Some(what);
+            }
+            Refused { what, is_first }
+        })
+    }
+
+    /// What is left beside what is `reserved`, at least `least` and at least one byte.
+    fn left_in(&self, state: &State, reserved: u64, least: u64) -> Result<u64, UsedUp> {
         if self.most.requests.is_some_and(|most| state.used.requests >= most) {
             return Err(UsedUp::Requests);
         }
         let Some(most) = self.most.bytes else { return Ok(u64::MAX) };
-        let taken = state.used.bytes.saturating_add(state.reserved);
+        let taken = state.used.bytes.saturating_add(reserved);
         match most.saturating_sub(taken) {
             0 => Err(UsedUp::Bytes),
+            left if left < least => Err(UsedUp::Bytes),
             left => Ok(left),
         }
     }
@@ -140,11 +156,7 @@ impl Quota {
     pub fn reserve(self: &Arc<Self>, bytes: u64, day: u64) -> Result<Reserved, Refused> {
         let mut state = self.state.lock();
         state.turn_to(day, self.most.is_daily);
-        let left = self.left_in(&state).and_then(|left| match bytes <= left {
-            true => Ok(()),
-            false => Err(UsedUp::Bytes),
-        });
-        left.map_err(|what| state.refuse(what))?;
+        self.left_or_refused(&mut state, bytes)?;
         state.used.requests = state.used.requests.saturating_add(1);
         state.reserved = state.reserved.saturating_add(bytes);
         Ok(Reserved { quota: Arc::clone(self), bytes })
@@ -152,17 +164,14 @@ impl Quota {
 }
 
 impl State {
-    fn refuse(&mut self, what: UsedUp) -> Refused {
-        Refused { what, is_first: !std::mem::replace(&mut self.is_told, true) }
-    }
-
     /// A new day brings new bytes. A clock that goes back does not; one that was far ahead does not keep them for long.
     fn turn_to(&mut self, day: u64, is_daily: bool) {
         if day > self.used.day {
             self.used.day = day;
             if is_daily {
                 self.used.bytes = 0;
-                self.is_told = false;
+                let is_of_bytes = |what: &mut UsedUp| *what == UsedUp::Bytes;
+                self.lifted = self.told.take_if(is_of_bytes).or(self.lifted);
             }
         } else if self.used.day - day > AHEAD_DAYS {
             self.used.day = day;
@@ -203,7 +212,7 @@ mod tests {
         let first = quota.reserve(60, 1).unwrap();
         assert_eq!(quota.left(1, 1), Ok(40));
         let refused = quota.reserve(41, 1).unwrap_err();
-        assert_eq!(refused, Refused { what: UsedUp::Bytes, is_first: true });
+        assert_eq!(refused, Refused { what: UsedUp::Bytes, is_first: false });
         drop(first);
         assert_eq!(quota.left(1, 1), Ok(100));
     }
@@ -215,7 +224,9 @@ mod tests {
         let is_first = |day| quota.reserve(1, day).unwrap_err().is_first;
         assert!(is_first(1));
         assert!(!is_first(1));
+        assert_eq!(quota.take_lifted(1), None);
         quota.reserve(10, 2).unwrap().came(10);
+        assert_eq!([(); 2].map(|()| quota.take_lifted(2)), [Some(UsedUp::Bytes), None]);
         assert!(is_first(2));
     }
 

@@ -280,7 +280,10 @@ pub(super) fn paused_by(engine: &Engine, phase: JobPhase) -> Option<PausedBy> {
     }
     if engine.switch().state() == SwitchState::Paused {
         Some(PausedBy::User)
-    } else if engine.is_source_away() || engine.limits().source_failing().is_some() {
+    } else if engine.is_source_away()
+        || engine.limits().source_failing().is_some()
+        || engine.limits().is_resting()
+    {
         Some(PausedBy::Source)
     } else if engine.is_short_of_room() {
         Some(PausedBy::Space)

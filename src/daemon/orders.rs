@@ -15,7 +15,7 @@ use crate::control::orders::{
 };
 use crate::control::verify::Summary;
 use crate::core::path::RelPath;
-use crate::engine::events::{Event, Heard, LimitStep, Line, Step};
+use crate::engine::events::{Event, Heard, Line, Step};
 use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
 
@@ -54,7 +54,7 @@ pub(super) async fn switch(engine: &Arc<Engine>, order: SwitchOrder) -> Result<D
 }
 
 /// Changes the rate of hydration.
-pub(super) fn limit(engine: &Engine, request: LimitRequest) -> Result<Done> {
+pub(super) async fn limit(engine: &Arc<Engine>, request: LimitRequest) -> Result<Done> {
     let value = request.bytes_per_s;
     if value.is_some_and(|rate| rate < RATE_MIN) {
         return Err(Error::new(Kind::Invalid, "limit")
@@ -62,13 +62,7 @@ pub(super) fn limit(engine: &Engine, request: LimitRequest) -> Result<Done> {
             .hint("`lazycopy pause` lets nothing through"));
     }
     let before = engine.limits().rate();
-    engine.limits().set_rate(value);
-    engine.events().tell(Event::Limit {
-        what: LimitStep::Set,
-        limit: "rate".into(),
-        value,
-        used: None,
-    });
+    engine.order_rate(value).await?;
     let shown = |rate: Option<u64>| rate.map_or("off".to_owned(), |rate| format!("{rate} bytes/s"));
     Ok(Done { message: format!("limit: {}, was {}", shown(value), shown(before)) })
 }

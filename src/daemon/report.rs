@@ -142,7 +142,6 @@ impl Reporter {
         let switch = self.engine.switch().state();
         let phase = job.as_ref().map_or(JobPhase::Idle, |job| job.phase(tally.is_scanned, switch));
         let stats = self.engine.stats();
-        let left = tally.bytes_wanted.saturating_sub(tally.bytes_local);
         let (free, kept_free) = self.engine.room_seen();
         let report = StatusReport {
             session: self.session.clone(),
@@ -170,10 +169,10 @@ impl Reporter {
                 readahead: stats.landed_for(Priority::Readahead).rate.bytes_per_s(),
                 hydration: stats.landed_for(Priority::Hydration).rate.bytes_per_s(),
             },
-            eta_s: (phase == JobPhase::Hydrating).then(|| stats.rate.eta_s(left)).flatten(),
+            eta_s: (phase == JobPhase::Hydrating).then(|| self.engine.eta_s(&tally)).flatten(),
             in_place: self.place.is_in_place().then(|| InPlaceCounts {
                 is_scanned: tally.is_scanned,
-                needed: left,
+                needed: tally.bytes_left(),
                 free,
                 kept_free,
                 last_wait_ms: stats.last_wait_ms.get(),
@@ -386,7 +385,7 @@ impl Controlled for Reporter {
     }
 
     async fn limit(&self, request: LimitRequest) -> Result<Done> {
-        orders::limit(&self.engine, request)
+        orders::limit(&self.engine, request).await
     }
 
     async fn paths(&self, order: PathOrder, request: PathsRequest) -> PathsDone {

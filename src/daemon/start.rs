@@ -127,6 +127,8 @@ pub(super) async fn start(settings: MountSettings) -> Result<(Started, Signals)>
     let has_modes = source.traits().has_modes;
     let (engine, notices) = Engine::open(source, Arc::clone(&destination), engine_settings).await?;
     warnings.extend(held_warning(&engine, &settings));
+    warnings.extend(rate_warning(&engine, &settings));
+    warnings.extend(pinned_warning(&engine));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let examine = examine(&engine, &settings, away.is_some()).await?;
     engine.look_at_space().await?;
@@ -201,6 +203,27 @@ fn held_warning(engine: &Engine, settings: &MountSettings) -> Option<String> {
     };
     let mountpoint = quoted(&settings.mountpoint);
     Some(format!("the copy is {state}, as it was left; lazycopy resume {mountpoint} goes on"))
+}
+
+/// A rate that was ordered holds on.
+fn rate_warning(engine: &Engine, settings: &MountSettings) -> Option<String> {
+    let rate = engine.limits().rate();
+    if rate == settings.limits.rate || settings.fill == Fill::OnDemand {
+        return None;
+    }
+    let mountpoint = quoted(&settings.mountpoint);
+    let rate = rate.map_or("not limited".to_owned(), |rate| format!("{rate} bytes/s at most"));
+    Some(format!(
+        "the rate of the copy is {rate}, as it was ordered; lazycopy limit RATE|off {mountpoint} changes it"
+    ))
+}
+
+/// More is pinned than the cache may hold.
+fn pinned_warning(engine: &Engine) -> Option<String> {
+    let (cap, used) = engine.cache_fill().filter(|(cap, used)| used > cap)?;
+    Some(format!(
+        "pinned files take {used} bytes, more than --keep {cap}: nothing else is kept until lazycopy unpin PATH lets some go, or --keep is larger"
+    ))
 }
 
 fn away_warning(place: &Place, why: &Error) -> String {

@@ -166,7 +166,10 @@ impl Engine {
                 self.fetcher.receive(file, &backing, lease, means, reserved, asked).await
             };
             let Err(error) = attempt.await else {
-                self.fetcher.permits.served();
+                if self.fetcher.permits.served() {
+                    let (limit, most) = self.fetcher.permits.limits();
+                    self.tell_connections(limit, most);
+                }
                 // What landed stays; the rest is begun again.
                 let is_whole = lease.remaining().is_empty();
                 return Ok(if is_whole { Ended::Landed } else { Ended::Yielded });
@@ -207,6 +210,10 @@ impl Engine {
         }
         if let Some(limit) = self.fetcher.permits.spare(began, Instant::now()) {
             tracing::info!(limit, %error, "the source asks to be spared: fewer requests at once");
+            self.tell_connections(limit, self.fetcher.permits.limits().1);
+        }
+        if let Some(wait) = error.requested_wait() {
+            self.limits.rest(wait.min(self.settings.retry.cap));
         }
     }
 

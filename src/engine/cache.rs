@@ -249,15 +249,19 @@ impl Engine {
         }
     }
 
-    /// Lets what an earlier life left fit the limit of this one.
+    /// Lets what an earlier life left fit the limit of this one, but for what is pinned: that stays until somebody says otherwise.
     pub(crate) async fn keep_cap(self: &Arc<Self>) -> Result<()> {
         while let Some((cap, used)) = self.cache.fill()
             && used > cap
         {
             if self.evict(used - cap, Urgency::Reader).await == 0 {
+                if !self.pins.is_empty() {
+                    return Ok(());
+                }
                 return Err(Error::new(Kind::NoSpace, "open cache")
                     .at(self.destination.shown_as())
-                    .because(format!("{used} bytes lie in it that cannot be removed")));
+                    .because(format!("{used} bytes lie in it that cannot be removed"))
+                    .hint(format!("a --keep of more than {used} lets it start")));
             }
         }
         Ok(())

@@ -1,12 +1,14 @@
 //! The lives that a copy had: one record each, kept in the catalog, of which the last 1000 are remembered.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Engine, on_disk};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::store::{Destination, DestinationOptions};
 use crate::sync::Ordering;
 
 /// One daemon's life.
@@ -82,9 +84,29 @@ impl Engine {
     /// What the catalog says.
     pub async fn history(self: &Arc<Self>) -> Result<Vec<Life>> {
         let engine = Arc::clone(self);
-        let lives = on_disk("read history", move || engine.destination.catalog().lives()).await?;
-        Ok(lives.iter().filter_map(|(_, life)| serde_json::from_slice(life).ok()).collect())
+        on_disk("read history", move || recorded(&engine.destination)).await
     }
+}
+
+/// The lives of a copy that nobody serves, the oldest first; `None` if `directory` holds none. Changes nothing there. Blocking.
+///
+/// # Errors
+/// `Busy` if somebody serves it after all; what the catalog says.
+pub fn recorded_in(directory: &Path) -> Result<Option<Vec<Life>>> {
+    if !Destination::is_known(directory) {
+        return Ok(None);
+    }
+    let scratch = tempfile::tempdir().map_err(|error| {
+        let error = Error::io("make directory for a copy of the catalog", error);
+        error.at(std::env::temp_dir()).hint("TMPDIR names another place")
+    })?;
+    let options = DestinationOptions::default();
+    recorded(&Destination::open_view(directory, scratch.path(), options)?).map(Some)
+}
+
+fn recorded(destination: &Destination) -> Result<Vec<Life>> {
+    let lives = destination.catalog().lives()?;
+    Ok(lives.iter().filter_map(|(_, life)| serde_json::from_slice(life).ok()).collect())
 }
 
 fn now() -> String {

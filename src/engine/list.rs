@@ -72,7 +72,7 @@ impl Engine {
                     drop(landing);
                     listed.map_err(|error| error.at(asked.path().as_path()))
                 });
-                self.first_of(work, known).await
+                self.first_of(directory, work, known).await
             }
             (Boarded::Join(_), Some(old)) if old.is_confirmed() => Ok(old),
             (Boarded::Join(signal), Some(old)) => {
@@ -83,7 +83,7 @@ impl Engine {
                     signal.await;
                     Ok(())
                 };
-                self.within_deadline("list directory", ended).await?;
+                self.while_it_moves(directory, ended).await?;
                 let failed = || Error::new(Kind::Unreachable, "list directory");
                 let listing = directory.listing.load_full();
                 listing.ok_or_else(|| failed().at(node.path().as_path()))
@@ -120,19 +120,43 @@ impl Engine {
     /// What the source lists, or what is known if it does not answer in time or at all.
     async fn first_of(
         &self,
+        directory: &Directory,
         work: JoinHandle<Result<Arc<Listing>>>,
         known: Option<Arc<Listing>>,
     ) -> Result<Arc<Listing>> {
         let work = async {
             work.await.unwrap_or_else(|died| Err(Error::new(Kind::Io, "list").caused_by(died)))
         };
-        let Some(old) = known else { return self.within_deadline("list directory", work).await };
+        let Some(old) = known else { return self.while_it_moves(directory, work).await };
         match tokio::time::timeout(self.patience(old.is_confirmed()), work).await {
             Ok(Err(error)) if error.kind() == Kind::NotFound => Err(error),
             Ok(listed) => Ok(listed.unwrap_or(old)),
             Err(_late) => {
                 self.tree.set_slow(true);
                 Ok(old)
+            }
+        }
+    }
+
+    /// Waits for a listing under way: as with reads, the deadline is for one that does not move. A million entries take their time.
+    async fn while_it_moves<T>(
+        &self,
+        directory: &Directory,
+        listing: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let seen = || directory.taken_in.load(Ordering::Relaxed);
+        let deadline = self.settings.metadata_deadline();
+        let mut listing = std::pin::pin!(listing);
+        loop {
+            let before = seen();
+            match tokio::time::timeout(deadline, &mut listing).await {
+                Ok(listed) => return listed,
+                Err(_late) if seen() != before => {}
+                Err(late) => {
+                    return Err(Error::new(Kind::Timeout, "list directory")
+                        .because(format!("the source did not answer within {deadline:?}"))
+                        .caused_by(late));
+                }
             }
         }
     }
@@ -196,11 +220,13 @@ impl Engine {
         while let Some(batch) = batches.recv().await {
             self.stats.names_refused.add(batch.refused);
             ahead += batch.entries.len();
+            let taken_in = batch.entries.len() as u64;
             work = on_disk("take in listing", move || {
                 batch.entries.into_iter().try_for_each(|entry| work.take_in(entry))?;
                 Ok(work)
             })
             .await?;
+            node.directory()?.taken_in.fetch_add(taken_in, Ordering::Relaxed);
             if ahead >= AHEAD {
                 ahead = 0;
                 if let Some(earlier) = before.replace(self.recorder.until_recorded()) {

@@ -162,7 +162,7 @@ pub struct Engine {
     is_source_away: AtomicBool,
     pub(crate) stat_permits: Arc<Permits>,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) events: Events,
+    pub(crate) events: Arc<Events>,
     pub(crate) pins: Pins,
     /// Number of this life in the history. Relaxed: written once, read at the end.
     pub(crate) life: AtomicU64,
@@ -197,7 +197,12 @@ impl Engine {
         let cache = on_disk("look into cache", move || Cache::open(&disk)).await?;
         let disk = Arc::clone(&destination);
         let switch = Arc::new(on_disk("look up orders", move || Switch::open(&disk)).await?);
-        let limits = Limits::new(settings.limits, beginning.used);
+        let (disk, at_start) = (Arc::clone(&destination), settings.limits.rate);
+        let rate = move || limits::ordered_rate(disk.catalog(), at_start);
+        let rate = on_disk("look up orders", rate).await?;
+        let (log, shown_as) = (destination.event_log(), destination.shown_as());
+        let events = Arc::new(Events::start(log, source.display_name(), shown_as)?);
+        let limits = Limits::new(settings.limits, beginning.used, rate, &events);
         let fetcher = Fetcher::new(
             Arc::clone(&source),
             &settings,
@@ -212,8 +217,6 @@ impl Engine {
             None => Permits::new(connections.max(2), 1),
         };
         let pins = Pins::new(destination.catalog().pins()?);
-        let events =
-            Events::start(destination.event_log(), source.display_name(), destination.shown_as())?;
         let engine = Arc::new(Self {
             tree: Tree::new(root, beginning.first_ino),
             handles: Handles::default(),
@@ -286,6 +289,22 @@ impl Engine {
     /// What may be asked of the source.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
+    }
+
+    /// Changes the rate of hydration from now on; `None` = no limit. It is kept over restarts, until a daemon is started with another
+    /// rate than this one was.
+    ///
+    /// # Errors
+    /// As a durable write: it holds, but not over a restart.
+    pub async fn order_rate(self: &Arc<Self>, bytes_per_s: Option<u64>) -> Result<()> {
+        self.limits.set_rate(bytes_per_s);
+        let engine = Arc::clone(self);
+        // Of two that are recorded in the other order, both record the last.
+        let last = move || {
+            let catalog = engine.destination.catalog();
+            catalog.record_rate(|| Some(engine.limits.ordered_rate()))
+        };
+        on_disk("record rate", last).await
     }
 
     /// Whether hydration goes on.

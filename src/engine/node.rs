@@ -78,6 +78,8 @@ pub struct Directory {
     pub(crate) lookups: AtomicU64,
     /// Position up to which attributes were asked for ahead.
     pub(crate) prefetched_to: AtomicU64,
+    /// Entries that listings of it took in. Relaxed: who waits for one sees that it moves.
+    pub(crate) taken_in: AtomicU64,
 }
 
 impl Body {
@@ -160,12 +162,7 @@ impl Node {
             names.push(&*at.name);
             at = parent;
         }
-        let below = |path: RelPath, name: &OsStr| path.child(name);
-        names
-            .into_iter()
-            .rev()
-            .try_fold(RelPath::root(), below)
-            .expect("invariant: names of nodes were checked")
+        RelPath::of_names(names.into_iter().rev()).expect("invariant: names of nodes were checked")
     }
 
     /// The attributes as last seen.

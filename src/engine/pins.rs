@@ -23,6 +23,11 @@ impl Pins {
         pins
     }
 
+    /// Whether nothing is pinned.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pinned.is_empty()
+    }
+
     /// Whether `path` or a directory above it is pinned.
     pub fn holds(&self, path: &RelPath) -> bool {
         if self.pinned.is_empty() {
@@ -57,6 +62,10 @@ impl Engine {
             true => self.pins.pinned.insert(path.clone(), ()),
             false => self.pins.pinned.remove(path),
         };
+        // What was pinned may have been more than the cache holds.
+        if !is_pinned && let Err(error) = self.keep_cap().await {
+            tracing::warn!(%error, "cache");
+        }
         Ok(is_news)
     }
 }

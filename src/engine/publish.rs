@@ -10,6 +10,7 @@ use crate::core::phase::Phase;
 use crate::core::range::{ByteRange, block_count, block_range};
 use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
+use crate::engine::limits::is_refused;
 use crate::engine::publisher::Ready;
 use crate::engine::resume::is_ours;
 use crate::engine::sidecar::Expected;
@@ -140,9 +141,11 @@ impl Engine {
 
     fn give_up(&self, file: &LazyFile, error: &Error) {
         file.phase.advance(Phase::Failed);
+        // No fault of the file: it is tried again when there is room, or a quota again.
         if error.kind() == Kind::NoSpace && error.is_of_destination() {
-            // No fault of the file: it is tried again when there is room.
             self.room.ran_out(error);
+            self.stats.errors.remember(&file.path, error);
+        } else if is_refused(error) {
             self.stats.errors.remember(&file.path, error);
         } else {
             self.stats.errors.failed(&file.path, Some(file.ino), error);

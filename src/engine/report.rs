@@ -36,6 +36,13 @@ pub struct Tally {
     pub is_scanned: bool,
 }
 
+impl Tally {
+    /// Bytes that are wanted and not here.
+    pub fn bytes_left(&self) -> u64 {
+        self.bytes_wanted.saturating_sub(self.bytes_local)
+    }
+}
+
 /// One waiting operation with what it waits for.
 #[derive(Debug, Clone)]
 pub struct Waiting {
@@ -111,6 +118,11 @@ impl Engine {
         tally.bytes_wanted = tally.bytes_wanted.max(mean.saturating_mul(entries));
         tally.files = tally.files.max(entries);
         tally.share = entries_share * walked;
+    }
+
+    /// Seconds until everything that is wanted is here, as fast as it came lately; `None` until that is known.
+    pub fn eta_s(&self, tally: &Tally) -> Option<u64> {
+        self.stats.rate.eta_s(tally.bytes_left())
     }
 
     /// Takes a sample for the rates; called once a beat.

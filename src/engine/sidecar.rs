@@ -17,7 +17,7 @@ use crate::core::range::ByteRange;
 use crate::engine::file::LazyFile;
 use crate::engine::node::Body;
 use crate::engine::{Engine, jitter, on_disk};
-use crate::error::{Error, Result};
+use crate::error::{Kind, Result};
 
 const EXTENSION: &str = ".sha256";
 /// A longer one is no list of checksums.
@@ -75,6 +75,10 @@ impl Engine {
                 }
                 Err(error) => error,
             };
+            // A proof that may not be fetched is no missing one.
+            if error.kind() == Kind::Limit {
+                return Err(error.at(path.as_path()));
+            }
             if !error.is_transient() {
                 tracing::warn!(path = %path, %error, "checksum file not used");
                 return Ok(None);
@@ -119,12 +123,14 @@ impl Engine {
             return Ok(None);
         }
         let range = ByteRange::new(0, attributes.size);
-        let pieces = self.source.read(path, range, &attributes.fingerprint).await?;
-        let text = pieces.try_fold(Vec::new(), async |mut text, piece| {
+        let mut reserved = self.limits.reserve(range.len())?;
+        let mut pieces = self.source.read(path, range, &attributes.fingerprint).await?;
+        let mut text = Vec::new();
+        while let Some(piece) = pieces.try_next().await? {
+            reserved.came(piece.len() as u64);
             text.extend_from_slice(&piece);
-            Ok::<_, Error>(text)
-        });
-        Ok(Some((text.await?, attributes.modified)))
+        }
+        Ok(Some((text, attributes.modified)))
     }
 }
 

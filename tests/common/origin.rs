@@ -32,7 +32,7 @@ pub(crate) enum Behaviour {
     WrongRange,
     /// 200 with the whole file, whatever range is asked for.
     WithoutRanges,
-    /// This status for GET, so often.
+    /// This status for GET, so often. 429 asks for a second of patience.
     Status { code: u16, times: usize },
     /// 404 for everything, though it is listed.
     Gone,
@@ -431,7 +431,8 @@ impl Answer<'_> {
                 let (code, times) = (*code, *times);
                 if times > 0 {
                     self.next_time(Behaviour::Status { code, times: times - 1 });
-                    return self.status(&format!("{code} Scripted"));
+                    let wait = if code == 429 { "\r\nRetry-After: 1" } else { "" };
+                    return self.status(&format!("{code} Scripted{wait}"));
                 }
             }
             _ => {}

@@ -98,3 +98,21 @@ fn a_stopped_copy_of_a_server_is_not_called_complete() {
         assert!(found == vec![number; 1 << 20]);
     }
 }
+
+#[test]
+fn the_bytes_of_a_large_file_count_as_they_come() {
+    let env = Env::new();
+    let size = 8 << 20;
+    env.write("large", &"x".repeat(size));
+    // A second of the first pieces comes at once.
+    let child = env.start(&["--limit", "1MiB"]);
+    let part = eventually("a part of it", || {
+        let status = status(&env)?;
+        let here = status["bytes"]["local"].as_u64().filter(|here| *here > 0)?;
+        (status["files"]["published"] == 0).then_some(here)
+    });
+    assert!(part < size as u64, "{part}");
+    order(&env, &["limit", "off", "copy"]);
+    let ended = ended(child).expect(0);
+    assert_eq!(ended.count("/files/copied"), 1);
+}

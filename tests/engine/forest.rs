@@ -27,6 +27,7 @@ pub(super) struct Forest {
     files: BTreeMap<String, u64>,
     directories: BTreeSet<String>,
     connections: usize,
+    tells_sizes: bool,
     log: Arc<Log>,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Log {
     listed: Mutex<Vec<String>>,
     /// One for each piece that may be sent.
     pub(super) pieces: Semaphore,
-    /// One for each listing of the directories in `slow`.
+    /// One for each entry of the directories in `slow`.
     pub(super) listings: Semaphore,
     pub(super) slow: Mutex<BTreeSet<String>>,
     /// Files that cannot be read.
@@ -123,7 +124,14 @@ impl Forest {
             slow: Mutex::default(),
             denied: Mutex::default(),
         };
-        Self { files, directories, connections, log: Arc::new(log) }
+        Self { files, directories, connections, tells_sizes: true, log: Arc::new(log) }
+    }
+
+    /// Listings tell names only, as those of HTTP.
+    #[must_use]
+    pub(super) fn without_sizes(mut self) -> Self {
+        self.tells_sizes = false;
+        self
     }
 
     pub(super) fn log(&self) -> Arc<Log> {
@@ -168,7 +176,7 @@ impl Source for Forest {
 
     fn traits(&self) -> Traits {
         Traits {
-            lists_attributes: true,
+            lists_attributes: self.tells_sizes,
             is_remote: false,
             has_modes: false,
             connections: self.connections,
@@ -179,15 +187,17 @@ impl Source for Forest {
     async fn list(&self, directory: &RelPath, batches: mpsc::Sender<ListBatch>) -> Result<()> {
         let directory = text(directory);
         self.log.listed.lock().unwrap().push(directory.clone());
-        if self.log.slow.lock().unwrap().contains(&directory) {
-            self.log.listings.acquire().await.unwrap().forget();
-        }
+        let is_slow = self.log.slow.lock().unwrap().contains(&directory);
         for name in self.children(&directory) {
+            if is_slow {
+                self.log.listings.acquire().await.unwrap().forget();
+            }
             let path =
                 if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
             let attributes = self.attributes(&path)?;
-            let entry =
-                Entry { name: name.into(), kind: attributes.kind, attributes: Some(attributes) };
+            let kind = attributes.kind;
+            let attributes = self.tells_sizes.then_some(attributes);
+            let entry = Entry { name: name.into(), kind, attributes };
             drop(batches.send(ListBatch { entries: vec![entry], refused: 0 }).await);
         }
         Ok(())

@@ -16,6 +16,11 @@ use super::forest::{Forest, Log, byte_at, eventually};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
+/// How often a law that threads could break is tried; `ITERATIONS=100` for a long look.
+fn repeats() -> usize {
+    std::env::var("ITERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
+}
+
 /// A copy of a forest.
 struct Copy {
     engine: Arc<Engine>,
@@ -84,7 +89,7 @@ impl Copy {
 // O10: 10 queued with a limit of 4 -> 4 active, 6 waiting; while paused nothing starts, and what has ended is reaped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_starts_nothing_and_reaps_what_ends() {
-    for _ in 0..10 {
+    for _ in 0..repeats() {
         let copy = Copy::new(Forest::new(16, numbered("f", 10, 100 * KIB)), jobs(4)).await;
         let run = copy.start();
         copy.until_running(4).await;
@@ -128,7 +133,7 @@ async fn a_paused_file_goes_on_in_the_middle() {
 // O4: "graceful stop" killed the workers and saved nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_what_runs_and_loses_no_whole_block() {
-    for _ in 0..10 {
+    for _ in 0..repeats() {
         let names = ["a", "b", "c", "d"];
         let copy = Copy::new(Forest::new(16, files(names, MIB)), jobs(2)).await;
         let run = copy.start();

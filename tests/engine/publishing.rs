@@ -12,11 +12,13 @@ use futures_util::{StreamExt, stream};
 use lazycopy::core::attributes::{
     Attributes, Checksum, EntryKind, Fingerprint, Timestamp, Validator,
 };
+use lazycopy::core::filter::Filter;
 use lazycopy::core::path::RelPath;
 use lazycopy::core::range::ByteRange;
 use lazycopy::engine::Engine;
 use lazycopy::engine::hydrate::Hydration;
-use lazycopy::engine::settings::EngineSettings;
+use lazycopy::engine::limits::LimitSettings;
+use lazycopy::engine::settings::{EngineSettings, HydrateSettings};
 use lazycopy::error::{Error, Kind, Result};
 use lazycopy::source::{ByteStream, Entry, ListBatch, Source, Traits};
 use lazycopy::store::catalog::{EntryPhase, EntryRecord, ProofClass};
@@ -420,6 +422,40 @@ async fn bytes_that_fit_the_checksum_file_beside_them_are_proven_by_the_source()
     let entry = entry_of(directory.path(), "file").await.unwrap();
     assert_eq!(entry.proof, Some(ProofClass::SourceChecksum));
     assert_eq!(entry.checksum, Some(sum(&Checksum::Sha256(vec![]), b"the bytes")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checksum_file_counts_as_it_is_read() {
+    let (source, directory) = (Many::default(), directory());
+    let sidecar = sha256sum(b"the bytes", "file");
+    source.put("file", Scripted::new("the bytes").modified(7));
+    source.put("file.sha256", Scripted::new(sidecar.clone()).modified(9));
+    let engine = open(&source, directory.path()).await;
+    assert_eq!(Hydration::new(&engine).copy_tree().await.unwrap(), 0);
+    // Copied like any file, and read once more for its file.
+    let used = engine.limits().usage();
+    assert_eq!((used.requests, used.bytes), (3, 9 + 2 * sidecar.len() as u64));
+    drop(engine);
+    // A proof that may not be fetched is no missing one: its file waits.
+    let directory = self::directory();
+    let limits = LimitSettings { max_requests: Some(1), ..LimitSettings::default() };
+    let filter = Filter::new(&[], &["*.sha256".to_owned()], &[]).unwrap();
+    let hydrate = HydrateSettings { filter, ..HydrateSettings::default() };
+    let settings = EngineSettings { limits, hydrate, ..settings() };
+    let engine =
+        open_with(&source, directory.path(), DestinationOptions::default(), settings).await;
+    let copying = Arc::clone(&engine);
+    let copy = tokio::spawn(async move { Hydration::new(&copying).copy_tree().await.unwrap() });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while engine.stats().errors.recent().is_empty() {
+        assert!(Instant::now() < deadline, "nothing was refused");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    engine.switch().stop().await.unwrap();
+    assert_eq!(copy.await.unwrap(), 0);
+    assert_eq!((engine.limits().usage().requests, engine.stats().entries_failed()), (1, 0));
+    assert_eq!(engine.stats().proof_source_checksum.get(), 0);
+    assert!(!directory.path().join("file").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

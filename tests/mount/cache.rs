@@ -398,6 +398,39 @@ fn a_file_that_somebody_changed_in_the_cache_is_left_alone() {
 }
 
 #[test]
+fn a_cap_below_what_is_pinned_lets_it_start_and_says_what_to_do() {
+    let Some(env) = Env::new() else { return };
+    for number in 0..4 {
+        env.put(format!("file-{number}"), patterned(3, 0, 4 << 20));
+    }
+    let mounted = mount_keeping(&env, 4 * CAP);
+    for number in 0..3 {
+        read(mounted.path(format!("file-{number}"))).unwrap();
+        let path = mounted.path(format!("file-{number}"));
+        assert_eq!(env.run(["pin".as_ref(), path.as_os_str()]).code, Some(0));
+    }
+    mounted.until_published(3);
+    mounted.unmount();
+    let keep = keep(CAP);
+    let started = env.try_mount(env.source(), &[&keep[0], &keep[1]]);
+    assert_eq!(started.code, Some(0), "{started:?}");
+    assert!(started.err.contains("lazycopy unpin"), "{started:?}");
+    let mounted = env.mounted_now();
+    // Nothing more is kept, and everything is served.
+    assert!(read(mounted.path("file-3")).unwrap() == patterned(3, 0, 4 << 20));
+    assert!(read(mounted.path("file-0")).unwrap() == patterned(3, 0, 4 << 20));
+    assert!(!env.destination().join("file-3").exists());
+    for number in 0..2 {
+        let path = mounted.path(format!("file-{number}"));
+        assert_eq!(env.run(["unpin".as_ref(), path.as_os_str()]).code, Some(0));
+    }
+    mounted.until("below its cap", |status| used(status) <= CAP);
+    assert!(allocated(&env.destination()) <= CAP);
+    assert!(env.destination().join("file-2").exists());
+    mounted.unmount();
+}
+
+#[test]
 fn without_a_destination_there_is_a_cache_of_its_own_for_each_source() {
     let Some(env) = Env::new() else { return };
     env.put("file", patterned(1, 0, 300_000));

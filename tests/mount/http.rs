@@ -294,6 +294,28 @@ fn a_tree_behind_nginx_is_byte_exact_cold_and_copied() {
     mounted.unmount();
 }
 
+// Named without its slash, which is how a lookup names everything.
+#[test]
+fn a_directory_that_nobody_listed_is_found_and_hydrated() {
+    let Some(env) = Env::new() else { return };
+    plant_plain(&env.source());
+    let Some(nginx) = Nginx::start(&env.source(), "") else { return };
+    // Those that do not redirect to the slash.
+    let plain = "if (-d $request_filename) { rewrite [^/]$ /nothing break; }";
+    let Some(silent) = Nginx::start(&env.source(), plain) else { return };
+    for url in [nginx.url("/"), silent.url("/")] {
+        let mounted = env.mount_from(url, &[]);
+        let directory = mounted.path("deep/er/dir");
+        let done = env.run(["hydrate".as_ref(), directory.as_os_str()]);
+        assert!(done.code == Some(0) && done.out.contains("hydrating"), "{done:?}");
+        mounted.until_published(4);
+        assert_eq!(errno(fs::metadata(mounted.path("deep/no"))), libc::ENOENT);
+        assert!(fs::metadata(mounted.path("deep/er")).unwrap().is_dir());
+        mounted.unmount();
+        fs::remove_dir_all(env.destination()).unwrap();
+    }
+}
+
 #[test]
 fn nginx_without_ranges_is_read_right() {
     let Some(env) = Env::new() else { return };

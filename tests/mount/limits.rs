@@ -86,6 +86,28 @@ fn beyond_max_requests_nothing_is_asked_for() {
     mounted.unmount();
 }
 
+#[test]
+fn what_a_verification_reads_of_the_source_counts_too_and_stops_at_the_limit() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    origin.put("/a", page(4 * BLOCK));
+    origin.put("/b", page(4 * BLOCK));
+    // Twice what there is, but for one block.
+    let most = (15 * BLOCK).to_string();
+    let mounted = env.mount_from(origin.url(), &["--hydrate", "--max-fetch", &most]);
+    mounted.until_complete();
+    assert_eq!(limits(&mounted, "fetch_bytes"), 8 * BLOCK);
+    let destination = env.destination();
+    let url = origin.url();
+    let args = ["verify".as_ref(), destination.as_os_str(), "--source".as_ref(), url.as_ref()];
+    let verified = env.run(args);
+    assert_ne!(verified.code, Some(0), "{verified:?}");
+    assert!(format!("{verified:?}").contains("--max-fetch"), "{verified:?}");
+    assert_eq!(limits(&mounted, "fetch_bytes"), 12 * BLOCK);
+    assert_eq!(origin.body_bytes(), 12 * BLOCK);
+    mounted.unmount();
+}
+
 // O15: 10 permanent failures in a row stopped everything for good.
 #[test]
 fn ten_failures_in_a_row_make_reads_fail_at_once_and_a_probe_makes_them_go_on() {

@@ -18,6 +18,7 @@ mod cache;
 mod changes;
 mod clone;
 mod crash;
+mod events;
 mod exact;
 mod extremes;
 mod hang;

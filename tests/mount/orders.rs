@@ -125,6 +125,11 @@ fn what_happened_is_told_while_it_is_served_and_afterwards() {
         (&"session".into(), &"ended".into(), &"clean".into())
     );
     assert!(told.iter().any(|line| line["event"] == "job" && line["phase"] == "complete"));
+    // Nobody serves it, and its history can be read.
+    let destination = env.destination();
+    let args = ["status".as_ref(), "--history".as_ref(), destination.as_os_str()];
+    let history = env.run(args);
+    assert!(history.code == Some(0) && history.out.contains("clean: 20 of 20"), "{history:?}");
     // The next life goes on counting, and the history has both.
     let mounted = env.mount(&[]);
     let history = env.run(["status", "--history", "--json"]);

@@ -8,7 +8,7 @@ use ratatui::widgets::{Paragraph, Widget};
 
 use crate::cli::text::{bytes, count, phase, seconds};
 use crate::cli::watch::cells::{blocks, plain, shortened};
-use crate::control::status::{ActiveChunk, FileError, JobPhase, StatusReport};
+use crate::control::status::{ActiveChunk, FileError, JobPhase, RateCounts, StatusReport};
 
 /// Below this height errors and chunks share what is left of the screen with nobody: the head alone is shown.
 const HEAD_ROWS: u16 = 9;
@@ -60,7 +60,6 @@ impl Screen<'_> {
         let proof = &report.proof;
         let chunks = &report.chunks;
         let rates = &report.rates;
-        let rate = |rate: u64| format!("{}/s", bytes(rate));
         let said = |number: u64, what: &str| (number, format!("{} {what}", count(number)));
         let mut lines = vec![
             first,
@@ -101,15 +100,7 @@ impl Screen<'_> {
                     said(chunks.retried, "retried"),
                 ],
             ),
-            row(
-                "rates",
-                width,
-                &[
-                    (1, format!("demand {}", rate(rates.demand))),
-                    (1, format!("readahead {}", rate(rates.readahead))),
-                    (1, format!("hydration {}", rate(rates.hydration))),
-                ],
-            ),
+            rates_row(rates, width),
         ];
         lines.truncate(usize::from(HEAD_ROWS));
         lines
@@ -177,18 +168,34 @@ fn named(name: &'static str, text: String) -> Line<'static> {
     Line::from(vec![Span::from(format!("{name:<7} ")).dim(), text.into()])
 }
 
-/// Parts with a number of 0 are left out, and so are the last ones if there is no room.
+/// Parts with a number of 0 are left out. If there is no room for the last ones, that is shown.
 fn row(name: &'static str, width: usize, parts: &[(u64, String)]) -> Line<'static> {
-    let mut text = String::new();
-    for (_, part) in parts.iter().filter(|(number, _)| *number > 0) {
-        let comma = if text.is_empty() { "" } else { ", " };
-        if 8 + text.chars().count() + comma.len() + part.chars().count() > width {
-            break;
-        }
-        text.push_str(comma);
-        text.push_str(part);
+    let parts = parts.iter().filter(|(number, _)| *number > 0);
+    let text = parts.map(|(_, part)| part.as_str()).collect::<Vec<_>>().join(", ");
+    named(name, cut(&text, width.saturating_sub(8)))
+}
+
+/// The beginning of a text that is too long.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
     }
-    named(name, text)
+    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
+    // Not in the middle of a part: half a number is a wrong one.
+    let whole = kept.rfind(", ").map_or("", |end| &kept[..=end]);
+    if width == 0 { String::new() } else { format!("{whole}…") }
+}
+
+/// In one letter each where there is little room.
+fn rates_row(rates: &RateCounts, width: usize) -> Line<'static> {
+    let [demand, readahead, hydration] =
+        [rates.demand, rates.readahead, rates.hydration].map(bytes);
+    let long = format!("demand {demand}/s, readahead {readahead}/s, hydration {hydration}/s");
+    if 8 + long.chars().count() <= width {
+        return named("rates", long);
+    }
+    let short = format!("d {demand}, r {readahead}, h {hydration}");
+    named("rates/s", cut(&short, width.saturating_sub(8)))
 }
 
 fn rule(title: &str, width: usize) -> Line<'static> {
@@ -213,15 +220,16 @@ fn amount(report: &StatusReport, width: usize) -> Line<'static> {
     let is_known = if report.phase == JobPhase::Scanning { " and counting" } else { "" };
     let local = format!("{} of {}{is_known}", bytes(report.bytes.local), bytes(report.bytes.total));
     let rate = format!("{}/s", bytes(report.rate_bytes_per_s));
-    let mut text = String::new();
-    for part in [local, rate, left].into_iter().filter(|part| !part.is_empty()) {
-        let gap = if text.is_empty() { "" } else { "   " };
-        if text.chars().count() + gap.len() + part.chars().count() <= width {
-            text.push_str(gap);
-            text.push_str(&part);
-        }
+    let joined = |parts: &[&str]| {
+        let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+        parts.join("   ")
+    };
+    let all = joined(&[&local, &rate, &left]);
+    if all.chars().count() <= width {
+        return Line::from(all);
     }
-    Line::from(text)
+    // The rates have a line of their own.
+    Line::from(cut(&joined(&[&local, &left]).replace("   ", ", "), width))
 }
 
 fn chunk_line(chunk: &ActiveChunk, width: usize) -> Line<'static> {
@@ -355,6 +363,19 @@ mod tests {
         let lines = shown(&report(), "", false, (40, 10));
         assert!(has(&lines, "42.5 %") && has(&lines, "3.00 GiB of 7.00 GiB"));
         assert!(lines[9].contains("q quit"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_narrow_screen_says_what_it_leaves_out() {
+        let lines = shown(&report(), "", false, (40, 24));
+        assert!(has(&lines, "3.00 GiB of 7.00 GiB, ETA 1m 3s"), "{lines:?}");
+        assert!(has(&lines, "d 1.00 MiB, r 0 B, h 119.00 MiB"), "{lines:?}");
+        assert!(has(&lines, "1 204 of 3 000 published, 7 failed") || has(&lines, "published,…"));
+        for width in 9..80 {
+            let lines = shown(&report(), "", false, (width, 24));
+            let rates = lines.iter().find(|line| line.starts_with("rates")).unwrap();
+            assert!(rates.contains("119.00 MiB") || rates.contains('…'), "{width}: {rates}");
+        }
     }
 
     #[test]

@@ -112,21 +112,23 @@ impl Permits {
         Some(limit)
     }
 
-    /// A request went well: after as many as run at once there may be one more.
-    pub fn served(&self) {
+    /// A request went well: after as many as run at once there may be one more. Says whether these are all again.
+    pub fn served(&self) -> bool {
         let mut state = self.state.lock();
         if state.limit == self.most {
-            return;
+            return false;
         }
         state.served += 1;
         if state.served < state.limit {
-            return;
+            return false;
         }
         state.served = 0;
         state.limit += 1;
+        let are_all = state.limit == self.most;
         let woken = self.hand_out(&mut state);
         drop(state);
         drop(woken);
+        are_all
     }
 
     fn has_room(&self, state: &State, priority: Priority) -> bool {

@@ -106,6 +106,8 @@ pub enum Event {
         files: u64,
         /// Their bytes.
         bytes: u64,
+        /// Entries that are left out, a directory with all that is below it as one.
+        skipped: u64,
     },
     /// A request to the source for a range of a file.
     Chunk {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Kind, Result};
 use crate::store::event_log::EventLog;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 pub use event::{BreakerStep, ChunkStep, Event, FileStep, LimitStep, Line, SpaceStep, Step, Word};
 pub(crate) use telling::Attempts;
@@ -45,6 +45,8 @@ pub struct Events {
     /// `None` only while it is dropped.
     messages: Option<Sender<Message>>,
     listeners: Sender<mpsc::Sender<Arc<Line>>>,
+    /// There is a log, or there was a listener. Relaxed: who begins to listen hears what comes later.
+    is_heard: AtomicBool,
     counts: Arc<Counts>,
     /// Closed when the thread has ended.
     ended: Receiver<()>,
@@ -93,6 +95,7 @@ impl Events {
         let (alive, ended) = bounded(0);
         let counts = Arc::<Counts>::default();
         let (session, job) = (new_session(), job_name(source, destination));
+        let is_heard = AtomicBool::new(log.is_ok());
         let writer = Writer {
             log: log.inspect_err(|error| tracing::warn!(%error, "events are not written")).ok(),
             session: session.clone(),
@@ -106,15 +109,24 @@ impl Events {
             new_listeners,
             counts: Arc::clone(&counts),
         };
-        let events = Self { session, job, messages: Some(messages), listeners, counts, ended };
+        let messages = Some(messages);
+        let events = Self { session, job, messages, listeners, is_heard, counts, ended };
         (events, writer, alive)
     }
 
     /// Tells what happened. Never waits.
     pub fn tell(&self, event: Event) {
-        let message = Message::Tell(Box::new((SystemTime::now(), event)));
+        self.tell_with(|| event);
+    }
+
+    /// As [`Events::tell`], where it happens often: what nobody will hear is not even made.
+    pub fn tell_with(&self, make: impl FnOnce() -> Event) {
         let Some(messages) = &self.messages else { return };
-        if messages.try_send(message).is_err() {
+        if !self.is_heard.load(Ordering::Relaxed) {
+            return;
+        }
+        let message = || Message::Tell(Box::new((SystemTime::now(), make())));
+        if messages.is_full() || messages.try_send(message()).is_err() {
             self.counts.lost.fetch_add(1, Ordering::Relaxed);
             self.counts.lost_ever.fetch_add(1, Ordering::Relaxed);
         }
@@ -126,6 +138,7 @@ impl Events {
     /// `Busy` if too many begin to listen at once.
     pub fn listen(&self, capacity: usize) -> Result<Listener> {
         let (sender, lines) = mpsc::channel(capacity.max(1));
+        self.is_heard.store(true, Ordering::Relaxed);
         self.listeners.try_send(sender).map_err(|refused| {
             let why = match refused {
                 TrySendError::Full(_) => "too many begin to listen at once",
@@ -311,6 +324,24 @@ mod tests {
         let Heard::Line(line) = &hear(&mut listener, 1).await[0] else { panic!("missed") };
         assert_eq!(line.event, Event::Lost { events: 10 });
         hear(&mut listener, WAITING - 1).await;
+    }
+
+    // What telling costs, in counts: an event that nobody gets is not made, and nobody waits.
+    #[tokio::test]
+    async fn what_nobody_will_hear_is_not_made() {
+        let mut made = 0;
+        let (events, _writer, _alive) = Events::prepare(no_log(), "", Path::new(""));
+        let mut tell = |events: &Events| {
+            events.tell_with(|| {
+                made += 1;
+                paused(made)
+            });
+        };
+        (0..1000).for_each(|_| tell(&events));
+        assert_eq!(events.lost(), 0, "nobody listens: that is no loss");
+        let _listener = events.listen(1).unwrap();
+        (0..WAITING + 1000).for_each(|_| tell(&events));
+        assert_eq!((made, events.lost()), (WAITING, 1000));
     }
 
     #[tokio::test]

@@ -1,13 +1,15 @@
 //! What the engine tells where it happens, in one line each.
 
+use std::ffi::OsStr;
 use std::time::Instant;
 
 use crate::core::claims::Chunk;
 use crate::core::json_path::JsonPath;
 use crate::core::path::RelPath;
 use crate::engine::Engine;
-use crate::engine::events::{ChunkStep, Event, FileStep, SpaceStep, Step};
+use crate::engine::events::{ChunkStep, Event, FileStep, LimitStep, SpaceStep, Step};
 use crate::engine::file::LazyFile;
+use crate::engine::stats::{Counter, Stats};
 use crate::error::Error;
 use crate::store::Space;
 use crate::store::catalog::ProofClass;
@@ -37,7 +39,7 @@ impl Engine {
         error: Option<&Error>,
     ) {
         let elapsed = attempts.begun.elapsed();
-        self.events.tell(Event::Chunk {
+        self.events.tell_with(|| Event::Chunk {
             what,
             chunk: chunk.id.0,
             path: JsonPath::new(file.path.as_path()),
@@ -57,7 +59,7 @@ impl Engine {
             ProofClass::Transfer => "transfer",
             ProofClass::AdoptedUnverified => "adopted-unverified",
         };
-        self.events.tell(Event::File {
+        self.events.tell_with(|| Event::File {
             what: FileStep::Published,
             path: JsonPath::new(file.path.as_path()),
             bytes: Some(file.size()),
@@ -68,7 +70,7 @@ impl Engine {
     }
 
     pub(crate) fn tell_file(&self, what: FileStep, path: &RelPath, error: Option<&Error>) {
-        self.events.tell(Event::File {
+        self.events.tell_with(|| Event::File {
             what,
             path: JsonPath::new(path.as_path()),
             bytes: None,
@@ -78,9 +80,29 @@ impl Engine {
         });
     }
 
+    /// An entry in `directory` is not asked for.
+    pub(crate) fn tell_skipped(&self, directory: &RelPath, name: &OsStr) {
+        self.events.tell_with(|| Event::File {
+            what: FileStep::Skipped,
+            path: JsonPath::new(directory.as_path().join(name)),
+            bytes: None,
+            proof: None,
+            kind: None,
+            message: None,
+        });
+    }
+
     pub(crate) fn tell_scan(&self, what: Step) {
-        let (files, bytes) = (self.stats.files_known.get(), self.stats.bytes_known.get());
-        self.events.tell(Event::Scan { what, files, bytes });
+        let Stats { files_known, bytes_known, files_skipped, .. } = &*self.stats;
+        let [files, bytes, skipped] = [files_known, bytes_known, files_skipped].map(Counter::get);
+        self.events.tell(Event::Scan { what, files, bytes, skipped });
+    }
+
+    /// Fewer requests run at once than might, or all may again: `limit` of `most`.
+    pub(crate) fn tell_connections(&self, limit: usize, most: usize) {
+        let what = if limit == most { LimitStep::Lifted } else { LimitStep::Set };
+        let value = Some(limit as u64);
+        self.events.tell(Event::Limit { what, limit: "max-connections".into(), value, used: None });
     }
 
     /// The copy has another phase, named as in status.

@@ -142,6 +142,9 @@ impl Engine {
             match sieve.scope(&entry) {
                 scope if scope.is_left_out() => {
                     digest.skipped += 1;
+                    if job.is_counted {
+                        self.tell_skipped(&sieve.path, entry.name);
+                    }
                     if entry.kind == EntryKind::File {
                         digest.skipped_bytes += self.size_of(job, entry.name).unwrap_or(0);
                     }

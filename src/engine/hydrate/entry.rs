@@ -9,13 +9,14 @@ use crate::core::attributes::EntryKind;
 use crate::core::phase::Phase;
 use crate::core::priority::Priority;
 use crate::core::range::ByteRange;
-use crate::engine::Engine;
 use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
 use crate::engine::hydrate::RETRY_PAUSE;
+use crate::engine::limits::is_refused;
 use crate::engine::node::Node;
 use crate::engine::room::LOOK;
 use crate::engine::switch::SwitchState;
+use crate::engine::{Engine, fetch, limits};
 use crate::error::{Error, Kind, Result};
 
 /// Times that a file which changes or fails is begun again within one run.
@@ -61,6 +62,9 @@ impl Engine {
         let mut tries = 0;
         loop {
             tries += 1;
+            if !self.may_look_up(directory, name).await {
+                return Ok(Copied::Cut);
+            }
             let mut node = self.lookup_as(Priority::Hydration, directory.ino, name).await?;
             let path = directory.path().child(name)?;
             if !node.is_confirmed() {
@@ -80,6 +84,12 @@ impl Engine {
                 Err(error) if error.kind() == Kind::NoSpace && error.is_of_destination() => {
                     self.room.ran_out(&error);
                     if !self.may_begin().await {
+                        return Ok(Copied::Cut);
+                    }
+                    tries -= 1;
+                }
+                Err(error) if is_refused(&error) => {
+                    if !self.has_quota_again().await {
                         return Ok(Copied::Cut);
                     }
                     tries -= 1;
@@ -155,7 +165,7 @@ impl Engine {
                     continue;
                 }
                 // What a reader was refused is no failure of the file: the next permit comes when there is a quota again.
-                Some(error) if error.kind() == Kind::Limit && !error.is_of_destination() => {
+                Some(error) if is_refused(&error) => {
                     file.claims.forget_failures();
                     continue;
                 }
@@ -182,11 +192,42 @@ impl Engine {
         let mut rest = whole;
         while !self.room.is_short()
             && self.switch.is_running()
-            && let Some(permit) = self.background_permit().await
+            && let Some(permit) = self.permit_unless_ending().await
             && self.switch.is_running()
             && let Some(led) = self.lead_with(file, rest, Priority::Hydration, permit)
         {
             rest = ByteRange::new(led.end, whole.end);
+        }
+    }
+
+    /// A right to one request, unless an order ends what waits for it.
+    async fn permit_unless_ending(&self) -> Option<fetch::Slot> {
+        tokio::select! {
+            permit = self.background_permit() => permit,
+            () = self.switch.until(SwitchState::is_ending) => None,
+        }
+    }
+
+    /// Waits until there is some quota again. `false` = hydration is to end.
+    async fn has_quota_again(&self) -> bool {
+        let allowed = async {
+            tokio::time::sleep(limits::LOOK).await; // what is left may be too little for what was refused
+            self.limits.until_allowed().await;
+        };
+        tokio::select! {
+            () = allowed => self.may_begin().await,
+            () = self.switch.until(SwitchState::is_ending) => false,
+        }
+    }
+
+    /// Waits until a name may be looked up, if the source has to be asked for it. `false` = hydration is to end.
+    async fn may_look_up(self: &Arc<Self>, directory: &Node, name: &OsStr) -> bool {
+        if matches!(self.try_lookup(directory.ino, name), Some(Ok(_))) {
+            return true;
+        }
+        tokio::select! {
+            () = self.limits.until_asked_again() => true,
+            () = self.switch.until(SwitchState::is_ending) => false,
         }
     }
 
@@ -201,12 +242,15 @@ impl Engine {
         }
     }
 
-    /// Waits until a chunk may begin: while the destination has no room (the beat of the daemon looks), and while it is paused.
+    /// Waits until a chunk may begin: while the destination has no room (the beat of the daemon looks), while the source is not asked,
+    /// and while it is paused.
     /// `false` = hydration is to end.
     pub(super) async fn may_begin(&self) -> bool {
         loop {
             match self.switch.state() {
-                SwitchState::Running if !self.room.is_short() => return true,
+                SwitchState::Running if !self.room.is_short() && self.limits.is_asked() => {
+                    return true;
+                }
                 SwitchState::Running => {
                     let ending = self.switch.until(SwitchState::is_ending);
                     drop(tokio::time::timeout(LOOK, ending).await);

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::path::RelPath;
-use crate::engine::events::FileStep;
+use crate::engine::events::{Event, FileStep};
 use crate::engine::node::Node;
 use crate::engine::switch::SwitchState;
 use crate::engine::{Engine, ROOT_INO};
@@ -172,14 +172,18 @@ impl Engine {
         while !root.is_confirmed() {
             match self.within_deadline("look at source", self.source.stat(&path)).await {
                 Err(error) if error.is_transient() => {
-                    self.is_source_away.store(true, Ordering::Relaxed);
+                    if !self.is_source_away.swap(true, Ordering::Relaxed) {
+                        self.events.tell(Event::Pause { by: "source".into() });
+                    }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 // Whatever else is wrong with it, the scan will say.
                 _ => break,
             }
         }
-        self.is_source_away.store(false, Ordering::Relaxed);
+        if self.is_source_away.swap(false, Ordering::Relaxed) {
+            self.events.tell(Event::Resume { by: "source".into() });
+        }
     }
 
     /// Whether the copy waits for its source.

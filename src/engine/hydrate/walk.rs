@@ -18,8 +18,8 @@ use crate::sync::{AtomicU64, Ordering};
 pub(super) struct DirectoryJob {
     pub(super) node: Arc<Node>,
     pub(super) scope: Scope,
-    /// What is left out of it is counted; once, however often it is looked through.
-    is_counted: bool,
+    /// What is left out of it is counted and told; once, however often it is looked through.
+    pub(super) is_counted: bool,
     parent: Option<Arc<DirectoryJob>>,
     /// What is under way in it: entries, directories, the walk through both. AcqRel: who takes the last sees the work of all.
     open: AtomicU64,
@@ -167,6 +167,9 @@ impl Engine {
         self: &Arc<Self>,
         job: &Arc<DirectoryJob>,
     ) -> Result<(Arc<Listing>, Digest)> {
+        if !matches!(self.try_list(job.node.ino), Some(Ok(_))) {
+            self.limits.until_asked_again().await;
+        }
         let listing = self.list(job.node.ino).await?;
         let (engine, job) = (Arc::clone(self), Arc::clone(job));
         on_disk("make directory", move || {

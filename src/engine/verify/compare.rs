@@ -20,6 +20,8 @@ use crate::store::{BackingFile, Existing};
 
 /// Files compared at once.
 const AT_ONCE: usize = 4;
+/// Bytes of one request: what it asks for is taken from a quota before it comes, and others want some, too.
+const REQUEST_BYTES: u64 = 16 << 20;
 /// Batches of a listing that wait.
 const BATCHES: usize = 4;
 
@@ -181,8 +183,9 @@ impl Verification {
         let mut offset = 0;
         let mut tries = self.retry.begin();
         while offset < theirs.size {
-            let rest = ByteRange::new(offset, theirs.size);
+            let rest = ByteRange::at(offset, REQUEST_BYTES).clip(theirs.size);
             let read = async {
+                let mut asking = self.may_ask(rest.len()).await?;
                 let late = |late| Error::new(Kind::Timeout, "compare").caused_by(late);
                 let asked = source.read(path, rest, &theirs.fingerprint);
                 let mut pieces = tokio::time::timeout(self.stall, asked).await.map_err(late)??;
@@ -191,18 +194,19 @@ impl Verification {
                 {
                     let piece = piece?;
                     let (ours, at, len) = (Arc::clone(ours), offset, piece.len() as u64);
+                    asking.iter_mut().for_each(|asking| asking.reserved.came(len));
                     let found = on_disk("compare", move || differing_in(&ours, at, &piece)).await?;
                     found.into_iter().for_each(|block| add(&mut runs, block));
                     offset += len;
                 }
-                match offset == theirs.size {
+                match offset == rest.end {
                     true => Ok(()),
                     false => Err(Error::new(Kind::Unreachable, "compare")
                         .at(path.as_path())
                         .because("the answer ended early")),
                 }
             };
-            let Err(error) = read.await else { break };
+            let Err(error) = read.await else { continue };
             let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error);
             };

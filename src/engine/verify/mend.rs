@@ -240,6 +240,7 @@ impl Verification {
         offset: &mut u64,
     ) -> Result<()> {
         let late = |late| Error::new(Kind::Timeout, "fetch").caused_by(late);
+        let mut asking = self.may_ask(range.len()).await?;
         let asked = source.read(&record.path, range, &record.version.fingerprint);
         let mut pieces = tokio::time::timeout(self.stall, asked).await.map_err(late)??;
         while let Some(piece) =
@@ -247,6 +248,7 @@ impl Verification {
         {
             let piece = piece?;
             let (part, at, len) = (Arc::clone(part), *offset, piece.len() as u64);
+            asking.iter_mut().for_each(|asking| asking.reserved.came(len));
             on_disk("write fetched block", move || part.write_at(at, &piece)).await?;
             *offset += len;
         }

@@ -16,6 +16,9 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use crate::core::path::RelPath;
+use crate::core::permits::Permit;
+use crate::core::priority::Priority;
+use crate::core::quota::Reserved;
 use crate::core::range::ByteRange;
 use crate::core::retry::RetryPolicy;
 use crate::engine::{Engine, on_disk};
@@ -222,10 +225,23 @@ impl Verification {
         .await
     }
 
+    /// The right to one request for `bytes` bytes: beside a living engine it counts like any other in the background.
+    async fn may_ask(&self, bytes: u64) -> Result<Option<Asking>> {
+        let Some(engine) = &self.engine else { return Ok(None) };
+        let permit = engine.fetcher.permit(Priority::Hydration).await;
+        Ok(Some(Asking { reserved: engine.limits.reserve(bytes)?, _permit: permit }))
+    }
+
     async fn tell(&self, event: Event) {
         // Nobody listens any more: the proof ends by itself.
         drop(self.events.send(event).await);
     }
+}
+
+/// One request of a verification.
+struct Asking {
+    reserved: Reserved,
+    _permit: Option<Permit>,
 }
 
 /// Why a flaw stays.

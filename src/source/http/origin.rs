@@ -86,7 +86,14 @@ impl Origin {
                 None => self.stat_root().await,
             };
         }
-        match self.head(self.site.file_url(path)?).await? {
+        let asked = match self.head(self.site.file_url(path)?).await {
+            // Not every server redirects to a directory that is named without its slash.
+            Err(error) if error.kind() == Kind::NotFound && self.has_directory(path).await? => {
+                return Ok(directory_attributes(None));
+            }
+            asked => asked?,
+        };
+        match asked {
             Head::Directory => Ok(directory_attributes(None)),
             Head::File { version, size, headers } => {
                 Ok(Attributes { checksum: checksum(&headers), ..file_attributes(&version, size) })
@@ -102,17 +109,36 @@ impl Origin {
     }
 
     async fn stat_root(&self) -> Result<Attributes> {
-        let url = self.site.directory_url(&RelPath::root());
-        let mut answer =
-            self.client.send("stat", Method::HEAD, url.clone(), HeaderMap::new()).await?;
-        if is_without_head(&answer) {
-            answer = self.client.send("stat", Method::GET, url, HeaderMap::new()).await?;
-        }
+        let answer = self.ask_for_directory(&RelPath::root()).await?;
         let headers = answer.response.headers();
         if !answer.response.status().is_success() {
             return Err(status_error(answer.response.status(), headers, "stat"));
         }
         Ok(directory_attributes(Some(&Version::of(headers, None))))
+    }
+
+    /// Whether `path` is a directory of a tree.
+    async fn has_directory(&self, path: &RelPath) -> Result<bool> {
+        if self.site.single_file().is_some() {
+            return Ok(false);
+        }
+        let answer = self.ask_for_directory(path).await?;
+        let status = answer.response.status();
+        match status_error(status, answer.response.headers(), "stat") {
+            _ if status.is_success() => Ok(true),
+            error if error.is_transient() => Err(error),
+            _ => Ok(false),
+        }
+    }
+
+    /// Asks for the head of a directory's page.
+    async fn ask_for_directory(&self, path: &RelPath) -> Result<Answer> {
+        let url = self.site.directory_url(path);
+        let answer = self.client.send("stat", Method::HEAD, url.clone(), HeaderMap::new()).await?;
+        match is_without_head(&answer) {
+            true => self.client.send("stat", Method::GET, url, HeaderMap::new()).await,
+            false => Ok(answer),
+        }
     }
 
     /// Asks what `url` is, by HEAD; where that does not do, by asking for the first byte.

@@ -15,6 +15,8 @@ use super::{Catalog, ERRORS_KEPT, ErrorNote, get_number};
 const DURABILITY: &str = "durability";
 /// Name of the number in `meta`: 0 = run, 1 = pause, 2 = stop.
 const ORDERED: &str = "ordered";
+/// Names of the numbers in `meta` of the rate that was ordered and of the one that the daemon was started with; 0 = no limit.
+const RATE: [&str; 2] = ["rate-ordered", "rate-at-start"];
 /// Names of the numbers in `meta` of what was used of the limits.
 const USED: [&str; 3] = ["used-bytes", "used-requests", "used-day"];
 
@@ -27,6 +29,15 @@ pub enum Ordered {
     Pause,
     /// To stop.
     Stop,
+}
+
+/// A rate that somebody ordered, in bytes per second; `None` = no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrderedRate {
+    /// What was ordered.
+    pub rate: Option<u64>,
+    /// What the daemon had been started with.
+    pub at_start: Option<u64>,
 }
 
 impl Catalog {
@@ -130,6 +141,41 @@ impl Catalog {
                 Some(2) => Ok(Ordered::Stop),
                 Some(_) => Err(corrupt(ORDERED)),
             }
+        })
+    }
+
+    /// Says which rate was ordered, asked when its turn comes; `None` = that of the start holds.
+    ///
+    /// # Errors
+    /// As a durable write.
+    pub fn record_rate(&self, last: impl Fn() -> Option<OrderedRate>) -> Result<()> {
+        self.database.write("record rate", Commit::Durable, |transaction| {
+            let mut meta = transaction.open_table(META)?;
+            let numbers = last().map(|OrderedRate { rate, at_start }| [rate, at_start]);
+            for (index, name) in RATE.into_iter().enumerate() {
+                match numbers {
+                    Some(numbers) => {
+                        let number = numbers[index].unwrap_or(0);
+                        meta.insert(name, number.to_le_bytes().as_slice())?;
+                    }
+                    None => drop(meta.remove(name)?),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The rate that was ordered last.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Io`.
+    pub fn rate(&self) -> Result<Option<OrderedRate>> {
+        self.database.read("read catalog", |transaction| {
+            let meta = transaction.open_table(META)?;
+            let Some(rate) = get_number(&meta, RATE[0])? else { return Ok(None) };
+            let at_start = get_number(&meta, RATE[1])?.unwrap_or(0);
+            let limit = |number: u64| (number > 0).then_some(number);
+            Ok(Some(OrderedRate { rate: limit(rate), at_start: limit(at_start) }))
         })
     }
 

@@ -79,7 +79,7 @@ use trees::Trees;
 pub(super) use ballast::BALLAST_NAME;
 pub(super) use changes::{IntentEnd, Landed, Step, emptied, published, unmended};
 pub use directory::KnownDirectory;
-pub use history::Ordered;
+pub use history::{Ordered, OrderedRate};
 pub use name::{ListedName, NameRecord, SourceShape};
 pub use names::{KnownFiles, NameChange};
 pub use packed::Packed;

@@ -2,24 +2,36 @@
 //!
 //! Who reads goes first: it takes its bytes at once and counts them, and what runs in the background pays for that. Hydration buys its
 //! bytes before it asks for them, so that what is on its way keeps to the rate too. A quota counts what is asked before it comes.
+//!
+//! | file | what |
+//! |---|---|
+//! | `ration` | what hydration buys before it asks |
+//! | `telling` | what is told of all this |
+
+mod ration;
+mod telling;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::core::breaker::{Admission, Breaker, FAILURES, Pass, Turn};
+use crate::core::breaker::{Admission, Breaker, FAILURES, Pass};
 use crate::core::bucket::{Bucket, Take};
 use crate::core::permits::{Acquired, Permits};
 use crate::core::priority::Priority;
-use crate::core::quota::{Most, Quota, Refused, Reserved, Used, UsedUp};
+use crate::core::quota::{Most, Quota, Reserved, Used};
 use crate::core::range::BLOCK_SIZE;
-use crate::error::{Error, Kind};
+use crate::engine::events::{Event, Events};
+use crate::error::{Error, Kind, Result};
+use crate::store::catalog::{Catalog, OrderedRate};
 use crate::sync::{AtomicU64, Ordering};
 
+pub(crate) use ration::Ration;
+
 /// Longest time between two looks of what waits for a quota or for the source.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
 /// Limits, validated.
@@ -63,10 +75,13 @@ pub struct Limits {
     bucket: Bucket,
     quota: Arc<Quota>,
     breaker: Arc<Breaker>,
+    events: Arc<Events>,
     /// Who buys next.
     turns: Arc<Permits>,
     /// What the catalog knows.
     saved: ArcSwap<Used>,
+    /// Until when the source asked to be left alone.
+    resting: watch::Sender<Option<tokio::time::Instant>>,
     /// Told when who waits should look again.
     changed: Notify,
     /// Who waits for a quota. Relaxed: a number of itself.
@@ -74,8 +89,14 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Goes on from what earlier lives `used`.
-    pub fn new(settings: LimitSettings, used: Used) -> Arc<Self> {
+    /// Goes on from what earlier lives `used`, and from what was `ordered` in them.
+    pub fn new(
+        settings: LimitSettings,
+        used: Used,
+        ordered: Option<OrderedRate>,
+        events: &Arc<Events>,
+    ) -> Arc<Self> {
+        let rate = ordered.map_or(settings.rate, |ordered| ordered.rate);
         let most = Most {
             bytes: settings.max_fetch.map(|limit| limit.bytes),
             is_daily: settings.max_fetch.is_some_and(|limit| limit.period == Period::Day),
@@ -83,11 +104,13 @@ impl Limits {
         };
         Arc::new(Self {
             settings,
-            bucket: Bucket::new(settings.rate, Instant::now()),
+            bucket: Bucket::new(rate, Instant::now()),
             quota: Quota::new(most, used),
             breaker: Arc::default(),
+            events: Arc::clone(events),
             turns: Permits::new(1, 0),
             saved: ArcSwap::from_pointee(used),
+            resting: watch::Sender::new(None),
             changed: Notify::new(),
             starving: AtomicU64::new(0),
         })
@@ -102,7 +125,12 @@ impl Limits {
     pub fn set_rate(&self, bytes_per_s: Option<u64>) {
         self.bucket.set_rate(bytes_per_s, Instant::now());
         self.changed.notify_waiters();
-        tracing::info!(?bytes_per_s, "limit");
+        self.tell_rate(bytes_per_s);
+    }
+
+    /// The rate as the catalog shall know it once somebody ordered it.
+    pub(crate) fn ordered_rate(&self) -> OrderedRate {
+        OrderedRate { rate: self.rate(), at_start: self.settings.rate }
     }
 
     /// The rate of hydration; `None` = no limit.
@@ -141,9 +169,41 @@ impl Limits {
         self.breaker.open_for(Instant::now())
     }
 
+    /// Whether the source asked to be left alone for a while, and that is not over.
+    pub fn is_resting(&self) -> bool {
+        self.resting.borrow().is_some()
+    }
+
+    /// Asks the source for nothing for so long but what somebody waits for.
+    pub(crate) fn rest(self: &Arc<Self>, wait: Duration) {
+        let until = tokio::time::Instant::now() + wait;
+        let mut is_first = false;
+        self.resting.send_modify(|resting| {
+            is_first = resting.is_none();
+            *resting = Some(resting.map_or(until, |before| before.max(until)));
+        });
+        if !is_first {
+            return;
+        }
+        tracing::info!(?wait, "the source asks to be left alone: the background pauses");
+        self.events.tell(Event::Pause { by: "source".into() });
+        let limits = Arc::clone(self);
+        tokio::spawn(async move {
+            let until = || *limits.resting.borrow();
+            while let Some(until) = until() {
+                tokio::time::sleep_until(until).await;
+                limits.resting.send_if_modified(|resting| {
+                    resting.take_if(|until| *until <= tokio::time::Instant::now()).is_some()
+                });
+            }
+            limits.events.tell(Event::Resume { by: "source".into() });
+            limits.changed.notify_waiters();
+        });
+    }
+
     /// Whether nothing may be fetched that nobody waits for.
     pub(crate) fn is_stopped(&self) -> bool {
-        !self.breaker.is_ready(Instant::now()) || self.used_up().is_some()
+        !self.is_asked() || self.used_up().is_some()
     }
 
     /// A reader waits for what may be under way in the background.
@@ -179,22 +239,42 @@ impl Limits {
         Ration { limits: Arc::clone(self), bought: 0, most: u64::MAX }
     }
 
+    /// Whether the source is asked for what nobody waits for, as far as it is well.
+    pub(crate) fn is_asked(&self) -> bool {
+        !self.is_resting() && self.breaker.is_ready(Instant::now())
+    }
+
     /// Waits until the source may be asked for something that nobody waits for; returns how many bytes at most.
-    async fn until_allowed(&self) -> u64 {
+    pub(super) async fn until_allowed(&self) -> u64 {
         let mut starving = None;
+        loop {
+            self.until_asked_again().await;
+            match self.quota.left(BLOCK_SIZE, today()) {
+                Ok(left) => {
+                    self.tell_lifted();
+                    return left;
+                }
+                Err(refused) => {
+                    self.tell_refused(refused);
+                    starving.get_or_insert_with(|| Starving::new(&self.starving));
+                }
+            }
+            drop(tokio::time::timeout(LOOK, self.changed.notified()).await);
+        }
+    }
+
+    /// Waits while the source is not asked for anything that nobody waits for: it fails, or it asked for that.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn until_asked_again(&self) {
         loop {
             let changed = self.changed.notified();
             let now = Instant::now();
             let wait = match self.breaker.open_for(now) {
                 Some((wait, _)) if !self.breaker.is_ready(now) => wait.min(LOOK).max(LOOK / 20),
-                _ => match self.quota.left(BLOCK_SIZE, today()) {
-                    Ok(left) => return left,
-                    Err(refused) => {
-                        self.tell(refused);
-                        starving.get_or_insert_with(|| Starving::new(&self.starving));
-                        LOOK
-                    }
-                },
+                _ if self.is_resting() => LOOK,
+                _ => return,
             };
             drop(tokio::time::timeout(wait, changed).await);
         }
@@ -221,9 +301,14 @@ impl Limits {
     ///
     /// # Errors
     /// As it failed last, at once, while it is not asked.
-    pub(crate) fn admit(&self) -> Result<Pass, Error> {
+    pub(crate) fn admit(&self) -> Result<Pass> {
         match self.breaker.admit(Instant::now()) {
-            Admission::Go(pass) => Ok(pass),
+            Admission::Go(pass) => {
+                if pass.is_probe() {
+                    self.tell_probed();
+                }
+                Ok(pass)
+            }
             Admission::Closed(wait, last) => Err(Error::new(last.kind(), "read from source")
                 .because(format!(
                     "the source failed {FAILURES} times in a row, the last time with: {last}; tried again in {} s",
@@ -236,95 +321,19 @@ impl Limits {
     ///
     /// # Errors
     /// `Limit`, if it would exceed a quota.
-    pub(crate) fn reserve(&self, bytes: u64) -> Result<Reserved, Error> {
-        self.quota.reserve(bytes, today()).map_err(|refused| {
-            self.tell(refused);
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<Reserved> {
+        let reserved = self.quota.reserve(bytes, today()).map_err(|refused| {
+            self.tell_refused(refused);
             Error::new(Kind::Limit, "read from source").because(self.in_words(refused.what))
-        })
-    }
-
-    /// Says once that a quota is used up.
-    fn tell(&self, refused: Refused) {
-        if refused.is_first {
-            tracing::warn!(
-                "{}: the background stops; what is local is served",
-                self.in_words(refused.what)
-            );
-        }
-    }
-
-    fn in_words(&self, what: UsedUp) -> String {
-        let most = self.quota.most();
-        match (what, most.bytes, most.requests) {
-            (UsedUp::Bytes, Some(bytes), _) if most.is_daily => format!(
-                "the limit --max-fetch {bytes}/day is used up until midnight UTC (the same command with a higher one goes on)"
-            ),
-            (UsedUp::Bytes, bytes, _) => format!(
-                "the limit --max-fetch {} is used up (the same command with a higher one goes on)",
-                bytes.unwrap_or(0)
-            ),
-            (UsedUp::Requests, _, requests) => format!(
-                "the limit --max-requests {} is used up (the same command with a higher one goes on)",
-                requests.unwrap_or(0)
-            ),
-        }
-    }
-
-    /// Says what became of the source.
-    pub(crate) fn tell_turn(&self, turn: Turn) {
-        match turn {
-            Turn::None => {}
-            Turn::Opened => {
-                if let Some((wait, error)) = self.source_failing() {
-                    tracing::warn!(kind = %error.kind(), %error, ?wait, "the source failed {FAILURES} times in a row: reads of what is not local fail at once until it answers again");
-                }
-            }
-            Turn::Closed => {
-                tracing::info!("the source answers again");
-                self.changed.notify_waiters();
-            }
-        }
+        })?;
+        self.tell_lifted();
+        Ok(reserved)
     }
 }
 
-/// What hydration has bought for one request, and what it may ask for. Dropping it gives back what was not used.
-#[derive(Debug)]
-pub(crate) struct Ration {
-    limits: Arc<Limits>,
-    bought: u64,
-    most: u64,
-}
-
-impl Ration {
-    /// Bytes that may be asked for.
-    pub(crate) fn most(&self) -> u64 {
-        self.most
-    }
-
-    /// Gives back what is beyond `most`.
-    pub(crate) fn cut(&mut self, most: u64) {
-        self.most = self.most.min(most);
-        let beyond = self.bought.saturating_sub(most);
-        self.bought -= beyond;
-        self.limits.bucket.give_back(beyond);
-    }
-
-    /// `bytes` have come. What was not bought is bought now: at once if somebody waits for it, else it is waited for, and nothing more is
-    /// taken from the source until then.
-    pub(crate) async fn pay(&mut self, bytes: u64, is_urgent: impl Fn() -> bool) {
-        let covered = self.bought.min(bytes);
-        self.bought -= covered;
-        let mut due = bytes - covered;
-        while due > 0 {
-            match self.limits.buy(due, &is_urgent).await {
-                Some(paid) => due -= paid,
-                None => {
-                    self.limits.bucket.spend(due, Instant::now());
-                    due = 0;
-                }
-            }
-        }
-    }
+/// Whether a quota, and nothing else, stood in the way.
+pub(super) fn is_refused(error: &Error) -> bool {
+    error.kind() == Kind::Limit && !error.is_of_destination()
 }
 
 /// One that waits for a quota.
@@ -343,14 +352,64 @@ impl Drop for Starving<'_> {
     }
 }
 
-impl Drop for Ration {
-    fn drop(&mut self) {
-        self.limits.bucket.give_back(self.bought);
+/// The rate that was ordered in an earlier life. A daemon that is started with another rate than that life was told anew. Blocking.
+pub(super) fn ordered_rate(
+    catalog: &Catalog,
+    at_start: Option<u64>,
+) -> Result<Option<OrderedRate>> {
+    let ordered = catalog.rate()?;
+    if ordered.is_some_and(|ordered| ordered.at_start != at_start) {
+        catalog.record_rate(|| None)?;
+        return Ok(None);
     }
+    Ok(ordered)
 }
 
 /// The day in UTC, counted from 1970.
 fn today() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_secs() / SECONDS_PER_DAY
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::engine::events::Heard;
+
+    fn limits() -> Arc<Limits> {
+        let log = Err(Error::new(Kind::NoSpace, "open"));
+        let events = Arc::new(Events::start(log, "/source", Path::new("/destination")).unwrap());
+        Limits::new(LimitSettings::default(), Used::default(), None, &events)
+    }
+
+    #[tokio::test]
+    async fn while_the_source_rests_nothing_begins() {
+        let limits = limits();
+        assert!(limits.until_asked_again().now_or_never().is_some());
+        limits.rest(Duration::from_secs(3600));
+        assert!(limits.is_stopped() && limits.until_asked_again().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_rest_lasts_as_long_as_it_was_asked_for_and_both_ends_are_told_once() {
+        let limits = limits();
+        let mut listener = limits.events.listen(8).unwrap();
+        let begun = Instant::now();
+        [30, 100, 20].into_iter().for_each(|ms| limits.rest(Duration::from_millis(ms)));
+        limits.until_allowed().await;
+        assert!(begun.elapsed() >= Duration::from_millis(100));
+        assert!(!limits.is_resting() && !limits.is_stopped());
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            let next = tokio::time::timeout(Duration::from_secs(60), listener.next());
+            let Heard::Line(line) = next.await.unwrap().unwrap() else { panic!("missed") };
+            told.push(line.event.clone());
+        }
+        let by = || "source".into();
+        assert_eq!(told, [Event::Pause { by: by() }, Event::Resume { by: by() }]);
+    }
 }
