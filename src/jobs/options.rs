@@ -7,6 +7,7 @@ use toml::de::DeValue;
 use crate::core::filter::Filter;
 use crate::daemon::units::{parse_fetch, parse_size};
 use crate::jobs::fields::{Fields, Problems, choice, flag, number, parsed, text, texts};
+use crate::source::options::SourceOptions;
 
 /// What a key takes.
 #[derive(Debug, Clone, Copy)]
@@ -25,10 +26,12 @@ pub enum Takes {
     Quota,
     /// A path, relative to the file.
     Path,
+    /// `KEY=VALUE` once or several times; `KEY=@FILE` is relative to the file.
+    Pairs,
 }
 
 /// All of them but the rate, which is shared out.
-pub const OPTIONS: [(&str, Takes); 19] = [
+pub const OPTIONS: [(&str, Takes); 20] = [
     ("include", Takes::Globs),
     ("exclude", Takes::Globs),
     ("first", Takes::Globs),
@@ -47,6 +50,7 @@ pub const OPTIONS: [(&str, Takes); 19] = [
     ("strict-metadata", Takes::Flag),
     ("reserve", Takes::Size),
     ("state-dir", Takes::Path),
+    ("source-option", Takes::Pairs),
     ("log-level", Takes::Choice(&["error", "warn", "info", "debug", "trace"])),
 ];
 
@@ -102,6 +106,17 @@ fn values(takes: Takes, value: &DeValue<'_>, base: &Path) -> Result<Vec<String>,
             let globs = texts(value)?;
             Filter::new(&globs, &[], &[]).map_err(|error| error.to_string())?;
             return Ok(globs);
+        }
+        Takes::Pairs => {
+            let absolute = |pair: String| match pair.split_once("=@") {
+                Some((key, path)) if !key.contains('=') => {
+                    format!("{key}=@{}", base.join(path).display())
+                }
+                _ => pair,
+            };
+            let pairs: Vec<String> = texts(value)?.into_iter().map(absolute).collect();
+            SourceOptions::parse(&pairs).map_err(|error| error.to_string())?;
+            return Ok(pairs);
         }
         Takes::Choice(words) => choice(value, words)?,
         Takes::Number(least, most) => number(value, least..=most)?.to_string(),

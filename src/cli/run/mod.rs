@@ -166,6 +166,7 @@ mod tests {
                 Takes::Quota => vec!["=2GB/day".to_owned()],
                 Takes::Globs => vec!["=*.x".to_owned()],
                 Takes::Path => vec!["=/x".to_owned()],
+                Takes::Pairs => vec!["=key=@/x".to_owned()],
             };
             for value in values {
                 let option = format!("--{name}{value}");
