@@ -8,6 +8,7 @@
 //! | module | ring | what | may import |
 //! |---|---|---|---|
 //! | [`cli`] | | one file per subcommand; raw arguments become validated settings once | everything below |
+//! | [`jobs`] | | a jobs file: several copies in processes of their own, hooks, snapshots | everything below |
 //! | [`daemon`] | | composition root: start checks, builds everything, signals, order of shutdown | everything below |
 //! | [`vfs`] | 3 | the FUSE front: mounting, callbacks that only translate, passthrough, errno table | engine, core |
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
@@ -41,7 +42,8 @@
 //! # A copy without a mount
 //! `lazycopy copy` ([`daemon::copy`]) runs the same engine with nobody reading. A tree on this machine is copied by plain threads
 //! ([`engine::bulk`]): scanners compare directories with catalog and DIR, carriers bring bytes over and prove them, one publisher takes
-//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above.
+//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above;
+//! a later pass over a remote source lists everything first ([`engine::bulk::remote`]).
 
 #[cfg(not(lazycopy_loom))]
 pub mod cli;
@@ -53,6 +55,8 @@ pub mod daemon;
 #[cfg(not(lazycopy_loom))]
 pub mod engine;
 pub mod error;
+#[cfg(not(lazycopy_loom))]
+pub mod jobs;
 #[cfg(not(lazycopy_loom))]
 pub mod source;
 #[cfg(not(lazycopy_loom))]

@@ -8,9 +8,16 @@ use std::path::{Path, PathBuf};
 
 /// Every top-level module and what it may import. Everyone may use `error`, and everyone but `core` may use `sys`.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("main", &["cli", "daemon", "vfs", "control", "engine", "store", "source", "core", "sync"]),
-    ("lib", &["cli", "daemon", "vfs", "control", "engine", "store", "source", "core", "sync"]),
-    ("cli", &["daemon", "vfs", "control", "engine", "store", "source", "core", "sync"]),
+    (
+        "main",
+        &["cli", "jobs", "daemon", "vfs", "control", "engine", "store", "source", "core", "sync"],
+    ),
+    (
+        "lib",
+        &["cli", "jobs", "daemon", "vfs", "control", "engine", "store", "source", "core", "sync"],
+    ),
+    ("cli", &["jobs", "daemon", "vfs", "control", "engine", "store", "source", "core", "sync"]),
+    ("jobs", &["daemon", "vfs", "control", "engine", "store", "source", "core", "sync"]),
     ("daemon", &["vfs", "control", "engine", "store", "source", "core", "sync"]),
     ("vfs", &["engine", "store", "source", "core", "sync"]),
     ("control", &["engine", "store", "source", "core", "sync"]),

@@ -10,12 +10,15 @@ use lazycopy::control::orders::{
 use lazycopy::control::status::{StatusReport, StuckReport};
 use lazycopy::control::verify::VerifyOrder;
 use lazycopy::engine::events::Line;
+use lazycopy::jobs::plan::{self, Plan};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const CONTROL: &str = include_str!("../docs/control.md");
 const EVENTS: &str = include_str!("../docs/events.md");
+const JOBS: &str = include_str!("../docs/jobs.md");
+const README: &str = include_str!("../README.md");
 /// What every line has.
 const COMMON: [&str; 7] = ["schema", "seq", "time", "session", "job", "event", "path_b64"];
 
@@ -140,5 +143,42 @@ fn the_examples_of_routes_are_what_they_take_and_answer() {
             "/v1/events" => assert!(examples.is_empty()),
             other => panic!("{other} has no example that is looked at"),
         }
+    }
+}
+
+/// What is read from a jobs file with this text; what is wrong with it.
+fn read_jobs(text: &str) -> Result<Plan, Vec<String>> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("jobs.toml");
+    std::fs::write(&file, text).unwrap();
+    plan::read(&file).map_err(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+fn toml_examples(page: &str) -> Vec<&str> {
+    page.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap()).collect()
+}
+
+#[test]
+fn the_examples_of_jobs_files_are_jobs_files() {
+    for page in [JOBS, README] {
+        let examples = toml_examples(page);
+        assert!(!examples.is_empty());
+        for example in examples {
+            let plan = read_jobs(example).unwrap_or_else(|found| panic!("{found:#?}: {example}"));
+            assert!(!plan.jobs.is_empty());
+        }
+    }
+}
+
+#[test]
+fn every_key_of_a_jobs_file_is_documented_and_every_documented_key_exists() {
+    for (heading, own) in
+        [("[run]", ""), ("[[job]]", "name = 'a'\nsource = 'a'\ndestination = 'b'")]
+    {
+        let found = read_jobs(&format!("{heading}\n{own}\n'?' = 1\n")).unwrap_err();
+        let (_, known) = found[0].split_once("possible are ").unwrap();
+        let known: BTreeSet<&str> = known.split(", ").collect();
+        let (_, section) = sections(JOBS).into_iter().find(|(name, _)| *name == heading).unwrap();
+        assert_eq!(documented_fields(section), known, "{heading}");
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::hydrate_options::HydrateArgs;
 use crate::cli::limit_options::LimitArgs;
 use crate::cli::logging::{self, LogArgs};
 use crate::cli::progress::{Progress, View};
-use crate::cli::{absolute, complain, say, text};
+use crate::cli::{absolute, complain, complain_plain, say, text};
 use crate::daemon::copy::{Summary, copy};
 use crate::daemon::readiness::{Readiness, StatusSource};
 use crate::daemon::settings::{CopySettings, SourceSpec};
@@ -49,6 +49,15 @@ pub(crate) struct CopyArgs {
     /// Print one JSON object per line: progress (bytes, seconds), warnings, and the summary as the last [default: text]
     #[arg(long, env = "LAZYCOPY_JSON", hide_env_values = true, value_parser = BoolishValueParser::new())]
     json: bool,
+    /// Snapshot of SOURCE to read instead of it; the copy is one of SOURCE [default: SOURCE]
+    #[arg(
+        long,
+        hide = true,
+        value_name = "PATH",
+        env = "LAZYCOPY_READ_FROM",
+        hide_env_values = true
+    )]
+    read_from: Option<PathBuf>,
     #[command(flatten)]
     copying: CopyingArgs,
     #[command(flatten)]
@@ -63,6 +72,11 @@ impl CopyArgs {
     fn settings(&self) -> Result<CopySettings> {
         Ok(CopySettings {
             source: SourceSpec::parse(&self.source)?,
+            read_from: self
+                .read_from
+                .as_ref()
+                .map(|path| absolute("read from", path))
+                .transpose()?,
             destination: absolute("use destination", &self.dir)?,
             state_dir: self.copying.state_dir()?,
             cross_mounts: self.copying.cross_mounts(),
@@ -121,12 +135,6 @@ impl Readiness for Shown {
     }
 }
 
-/// A line about the work, not about an error.
-fn complain_plain(line: &str) {
-    use std::io::Write;
-    drop(writeln!(std::io::stderr(), "{line}"));
-}
-
 fn say_json(summary: &Summary, exit: Exit) {
     for (path, message) in &summary.errors {
         say(&json!({"type": "warning", "path": path, "message": message}).to_string());
@@ -139,6 +147,7 @@ fn say_json(summary: &Summary, exit: Exit) {
         "specials": s.specials, "metadata_renewed": s.renewed, "directories": s.directories,
         "deleted": s.deleted, "gone": s.gone, "kept": s.kept, "left_out": s.left_out,
         "requests": s.requests, "warnings": s.warnings, "elapsed_s": s.elapsed_s,
+        "stopped_by": s.stopped_by,
     })
     .to_string());
 }
@@ -148,6 +157,7 @@ fn say_text(summary: &Summary, exit: Exit) {
     for (path, message) in &s.errors {
         complain(&format!("{path}: {message}"));
     }
+    s.stopped_by.iter().for_each(|limit| complain(limit));
     let mut parts =
         vec![format!("{} files, {}", text::count(s.copied), text::bytes(s.copied_bytes))];
     let mut also = |number: u64, what: &str| {

@@ -10,6 +10,7 @@ use crate::cli::{absolute, mount_options};
 use crate::daemon::settings::{
     Durability, Existing, OnChange, PublishSettings, ReadSettings, Refresh, TreeSettings,
 };
+pub(crate) use crate::daemon::units::{parse_size, parse_time};
 use crate::error::Result;
 use crate::vfs::mount::MountOptions;
 
@@ -88,39 +89,5 @@ impl ServingArgs {
 
     pub(crate) fn reads(&self) -> ReadSettings {
         ReadSettings { timeout: Some(self.read_timeout).filter(|timeout| !timeout.is_zero()) }
-    }
-}
-
-/// `0` needs no unit; everything else does.
-pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    humantime::parse_duration(text).map_err(|error| format!("{error}; for example 30s, 5m, 500ms"))
-}
-
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    parse_size::parse_size(text).map_err(|error| format!("{error}; for example 0, 500MB, 2GiB"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_decimal_or_binary_as_they_say() {
-        assert_eq!(parse_size("0"), Ok(0));
-        assert_eq!(parse_size("500MB"), Ok(500_000_000));
-        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
-        assert!(parse_size("much").unwrap_err().contains("500MB"));
-    }
-
-    #[test]
-    fn times_need_a_unit_except_zero() {
-        assert_eq!(parse_time("0").unwrap(), Duration::ZERO);
-        assert_eq!(parse_time("1m 30s").unwrap(), Duration::from_secs(90));
-        for wrong in ["30", "", "-1s", "fast"] {
-            assert!(parse_time(wrong).unwrap_err().contains("30s"), "{wrong}");
-        }
     }
 }

@@ -41,6 +41,20 @@ impl Exit {
         }
     }
 
+    /// The one with this number; what is none is a failure.
+    pub fn of_code(code: u8) -> Self {
+        match code {
+            0 => Exit::Ok,
+            2 => Exit::Usage,
+            3 => Exit::SourceUnreachable,
+            4 => Exit::VerificationFailed,
+            5 => Exit::Stopped,
+            6 => Exit::InUse,
+            7 => Exit::NotSupported,
+            _ => Exit::SomeFailed,
+        }
+    }
+
     /// What an error before or instead of the work means.
     pub fn of(error: &Error) -> Self {
         match error.kind() {

@@ -10,6 +10,7 @@ use crate::cli::target::Target;
 use crate::cli::{absolute, say, text};
 use crate::error::Result;
 use crate::store::forget::forget;
+use crate::vfs::mountpoint;
 
 /// Remove lazycopy's own state from DIR: catalog, hashes, receipt, unfinished files. Finished files stay as they are.
 #[derive(Debug, Args)]
@@ -27,6 +28,7 @@ pub(crate) struct ForgetArgs {
 pub(crate) fn run(args: &ForgetArgs) -> Result<Exit> {
     let target = Target::find(&args.dir)?;
     let dir = target.daemon.as_ref().map_or(target.path.clone(), |found| found.record.dest());
+    mountpoint::check_not_dead(&dir)?;
     let state_dir =
         args.state_dir.as_ref().map(|path| absolute("use state directory", path)).transpose()?;
     let forgotten = forget(&dir, state_dir.as_deref(), args.force)?;

@@ -11,6 +11,7 @@ mod doctor;
 mod events;
 pub mod exit;
 mod forget;
+mod guarded;
 mod hydrate_options;
 mod limit_options;
 mod logging;
@@ -18,6 +19,7 @@ mod mount;
 mod mount_options;
 mod orders;
 mod progress;
+mod run;
 mod status;
 mod target;
 mod text;
@@ -31,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use rustix::process::Signal;
 
 use crate::cli::exit::Exit;
 use crate::control::orders::{PathOrder, SwitchOrder};
@@ -48,6 +51,9 @@ struct Cli {
     /// This process is a daemon that goes to the background.
     #[arg(long, hide = true)]
     background_child: bool,
+    /// This process ends when the one with this number does, which started it.
+    #[arg(long, hide = true)]
+    child_of: Option<i32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +61,9 @@ enum Command {
     Mount(Box<mount::MountArgs>),
     Clone(Box<clone::CloneArgs>),
     Copy(Box<copy::CopyArgs>),
+    Run(run::RunArgs),
+    #[command(hide = true)]
+    Guarded(guarded::GuardedArgs),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
@@ -90,12 +99,24 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    if let Some(parent) = cli.child_of {
+        // A copy saves; what we know nothing of is killed.
+        let signal = match cli.command {
+            Command::Guarded(_) => Signal::KILL,
+            _ => Signal::TERM,
+        };
+        if let Err(error) = guarded::end_with(parent, signal) {
+            return finish(Err(error)).into();
+        }
+    }
     let done = match &cli.command {
         Command::Mount(mount) if cli.background_child => return mount::run_child(mount),
         Command::Mount(mount) => return mount::run(mount, &args),
         Command::Clone(clone) if cli.background_child => return clone::run_child(clone),
         Command::Clone(clone) => return clone::run(clone, &args),
         Command::Copy(args) => copy::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Guarded(args) => guarded::run(args),
         Command::Unmount(unmount) => unmount::run(unmount),
         Command::Status(status) => status::run(status),
         Command::Events(events) => events::run(events),
@@ -129,6 +150,12 @@ fn complain(message: &str) {
     use std::io::Write;
     let line = message.replace('\n', " ");
     drop(writeln!(std::io::stderr(), "lazycopy: {line}"));
+}
+
+/// A line about the work, not about an error.
+fn complain_plain(line: &str) {
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "{line}"));
 }
 
 fn absolute(op: &'static str, path: &Path) -> Result<PathBuf> {

@@ -61,6 +61,14 @@ pub(super) fn at_end(started: &Started, phase: JobPhase) -> Option<AtEnd> {
     (phase == JobPhase::Complete).then_some(in_place.at_end)
 }
 
+/// What a copy in place says that can fetch nothing more for now.
+pub(super) fn waits(started: &Started, limit: &str) -> String {
+    let dir = started.place.destination.display();
+    format!(
+        "{dir} is not complete: {limit}. It stays mounted; what is local is served. To go on: `lazycopy unmount {dir}`, then the same command with a higher limit"
+    )
+}
+
 /// What a copy in place says that stays mounted.
 pub(super) fn stays(started: &Started, phase: JobPhase) -> (String, Outcome) {
     let dir = started.place.destination.display();

@@ -4,10 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, stream};
-
 use crate::control::status::JobPhase;
-use crate::core::attributes::EntryKind;
 use crate::daemon::job::Job;
 use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::readiness::Readiness;
@@ -16,13 +13,15 @@ use crate::daemon::settings::{CopySettings, Existing};
 use crate::daemon::signals::{Order, Signals};
 use crate::daemon::start::{self, Place};
 use crate::daemon::{Outcome, PATIENCE, SAVE_DEADLINE};
+use crate::engine::bulk::remote::RemotePass;
 use crate::engine::bulk::{Bulk, BulkSettings, Counts, Ended};
 use crate::engine::hydrate::Hydration;
 use crate::engine::settings::{EngineSettings, OnChange};
-use crate::engine::{Engine, ROOT_INO, on_disk};
+use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::store::Destination;
 use crate::sync::{AtomicBool, Ordering};
+use crate::vfs::mountpoint;
 
 const BEAT: Duration = Duration::from_secs(1);
 /// How long what runs may take to end after a signal.
@@ -57,7 +56,7 @@ pub struct Summary {
     pub kept: u64,
     /// Entries that the filter leaves out.
     pub left_out: u64,
-    /// Requests to the source.
+    /// Requests for bytes that the source was asked, or would be.
     pub requests: u64,
     /// Entries that could not be copied.
     pub failed: u64,
@@ -65,6 +64,8 @@ pub struct Summary {
     pub warnings: u64,
     /// Seconds.
     pub elapsed_s: f64,
+    /// The limit that ended it, in words.
+    pub stopped_by: Option<String>,
     /// Paths that failed, with the reason.
     pub errors: Vec<(String, String)>,
 }
@@ -77,6 +78,8 @@ struct Copy {
     job: Arc<Job>,
     reporter: Arc<Reporter>,
     settings: CopySettings,
+    /// An earlier life began it.
+    is_begun: bool,
     /// An earlier pass was complete, and nothing was published since.
     is_delta: bool,
     started: Instant,
@@ -109,14 +112,21 @@ pub fn copy(settings: CopySettings, shown: &mut dyn Readiness) -> Result<(Outcom
 impl Copy {
     async fn start(settings: CopySettings) -> Result<Self> {
         let started = Instant::now();
+        match settings.is_dry {
+            true => mountpoint::check_not_dead(&settings.destination)?,
+            // As a mount does that goes on where a copy in place was killed.
+            false => drop(mountpoint::clean_stale(&settings.destination)?),
+        }
         let destination = start::canonical_destination(&settings.destination)?;
+        mountpoint::check_not_covered(&destination)?;
         let is_begun = reach::is_begun(&destination);
         let local = reach::local_place(&settings.source, false)?;
         check_apart(local.as_deref(), &destination)?;
         check_quotas(local.as_deref(), &settings)?;
         let place =
             Place { source: String::new(), mountpoint: std::path::PathBuf::new(), destination };
-        let way = Way::new(&settings.source, settings.cross_mounts);
+        let way = Way::new(&settings.source, settings.cross_mounts)
+            .reading_from(settings.read_from.as_deref());
         let source = way.open(is_begun).await?;
         let (destination, scratch) = open_destination(&place, &settings).await?;
         // A source that is away, or suddenly empty, is no reason to go on without it.
@@ -159,6 +169,7 @@ impl Copy {
             job,
             reporter,
             settings,
+            is_begun,
             is_delta,
             started,
             _scratch: scratch,
@@ -215,16 +226,17 @@ impl Copy {
             delete: self.settings.delete,
             is_dry: self.settings.is_dry,
         };
-        let (counts, is_stopped, is_changed) = match Bulk::new(&self.engine, settings, begin) {
+        let bulk = Bulk::new(&self.engine, settings.clone(), begin);
+        let (counts, is_stopped, is_changed) = match bulk {
             Some(bulk) => self.run_bulk(bulk, signals).await?,
-            None => self.run_remote(signals).await?,
+            None => self.run_remote(settings, signals).await?,
         };
-        let summary = self.summary(&counts);
-        if self.settings.is_dry {
-            return Ok((Outcome::Clean, summary));
-        }
+        let mut summary = self.summary(&counts);
+        summary.stopped_by = self.engine.limits().used_up().filter(|_| is_stopped);
         let failed = self.engine.stats().entries_failed();
-        let outcome = if is_stopped {
+        let outcome = if self.settings.is_dry {
+            if failed > 0 { Outcome::SomeFailed } else { Outcome::Clean }
+        } else if is_stopped {
             self.job.set_phase(&self.engine, JobPhase::Stopped);
             Outcome::Stopped
         } else if failed > 0 {
@@ -253,53 +265,84 @@ impl Copy {
             let (bulk, is_delta) = (Arc::clone(&bulk), self.is_delta);
             move || bulk.run(is_delta)
         });
-        let ended = self.until(running, signals, &stop).await?;
-        let Ended { left, is_stopped } = ended;
+        let ended = match self.until(running, signals, &stop).await {
+            // Told to end before it had begun.
+            Err(_cut) if stop.load(Ordering::Relaxed) => {
+                Ended { left: Vec::new(), is_stopped: true }
+            }
+            ended => ended?,
+        };
+        let Ended { left, mut is_stopped } = ended;
         let mut is_changed = bulk.has_begun();
         if !left.is_empty() && !is_stopped && !self.settings.is_dry {
             is_changed = true;
             self.destination.mark_incomplete()?;
             let engine = Arc::clone(&self.engine);
-            let working =
-                tokio::spawn(async move { Ok(Hydration::new(&engine).copy_paths(left).await) });
-            let copied = self.until(working, signals, &stop).await;
-            if !stop.load(Ordering::Relaxed) {
-                copied?;
+            let working = tokio::spawn(async move {
+                let mut hydration = Hydration::new(&engine);
+                hydration.copy_paths(left).await;
+                Ok(hydration.is_cut())
+            });
+            match self.until(working, signals, &stop).await {
+                Err(_cut) if stop.load(Ordering::Relaxed) => {}
+                ended => is_stopped = ended?,
             }
         }
         Ok((counts, is_stopped || stop.load(Ordering::Relaxed), is_changed))
     }
 
-    /// File by file, as in a mount.
-    async fn run_remote(&self, signals: &mut Signals) -> Result<(Arc<Counts>, bool, bool)> {
-        if self.settings.delete.is_some() {
-            return Err(Error::new(Kind::NotSupported, "delete in destination")
-                .because("--delete is built for directories of this machine only"));
+    /// File by file, as in a mount; what is gone or only renamed is looked for before.
+    async fn run_remote(
+        &self,
+        settings: BulkSettings,
+        signals: &mut Signals,
+    ) -> Result<(Arc<Counts>, bool, bool)> {
+        let (counts, stop) = (Arc::<Counts>::default(), AtomicBool::new(false));
+        let is_dry = settings.is_dry;
+        let is_looked_at = self.is_begun || is_dry || settings.delete.is_some();
+        let mut pass = RemotePass::new(&self.engine, settings, &counts);
+        if is_looked_at {
+            let looking = tokio::spawn(async move {
+                pass.look().await?;
+                pass.rename().await?;
+                Ok(pass)
+            });
+            pass = match self.until(looking, signals, &stop).await {
+                Err(_cut) if stop.load(Ordering::Relaxed) => return Ok((counts, true, false)),
+                looked => looked?,
+            };
         }
-        if self.settings.is_dry {
-            let engine = Arc::clone(&self.engine);
-            let stop = AtomicBool::new(false);
-            let planning = tokio::spawn(async move { plan_remote(&engine).await });
-            return Ok((Arc::new(self.until(planning, signals, &stop).await?), false, false));
+        let mut is_stopped = false;
+        if !is_dry {
+            is_stopped = self.copy_tree(signals, &stop).await?;
+            let stats = self.engine.stats();
+            let found = stats.files_restored.get() + counts.renamed.get();
+            counts.unchanged.add(stats.files_restored.get());
+            counts.copied.add(stats.files_published().saturating_sub(found));
+            counts.copied_bytes.add(stats.bytes_fetched.get());
         }
+        if !is_stopped {
+            pass.mirror().await?;
+        }
+        // What was published or deleted took the receipt away.
+        Ok((counts, is_stopped, false))
+    }
+
+    /// Says whether it was stopped before it was through.
+    async fn copy_tree(&self, signals: &mut Signals, stop: &AtomicBool) -> Result<bool> {
         if !self.is_delta {
             self.destination.mark_incomplete()?;
         }
         let engine = Arc::clone(&self.engine);
-        let working = tokio::spawn(async move { Hydration::new(&engine).copy_tree().await });
-        let stop = AtomicBool::new(false);
-        let copied = self.until(working, signals, &stop).await;
-        let is_stopped = stop.load(Ordering::Relaxed);
-        let counts = Counts::default();
-        let stats = self.engine.stats();
-        counts.unchanged.add(stats.files_restored.get());
-        counts.copied.add(stats.files_published().saturating_sub(stats.files_restored.get()));
-        counts.copied_bytes.add(self.engine.stats().bytes_fetched.get());
-        if !is_stopped {
-            copied?;
+        let working = tokio::spawn(async move {
+            let mut hydration = Hydration::new(&engine);
+            hydration.copy_tree().await?;
+            Ok(hydration.is_cut())
+        });
+        match self.until(working, signals, stop).await {
+            Err(_cut) if stop.load(Ordering::Relaxed) => Ok(true),
+            ended => Ok(ended? || stop.load(Ordering::Relaxed)),
         }
-        // What was published took the receipt away.
-        Ok((Arc::new(counts), is_stopped, false))
     }
 
     /// Waits for `running`; a signal makes it end soon, and so does a quota that is used up.
@@ -335,7 +378,7 @@ impl Copy {
 
     /// Whether nothing more comes because a quota is used up.
     fn is_at_its_limit(&self) -> bool {
-        self.engine.limits().used_up().is_some() && self.engine.active_chunks().is_empty()
+        self.engine.limits().keeps_waiting() && self.engine.active_chunks().is_empty()
     }
 
     fn begin(&self) -> crate::engine::bulk::Begin {
@@ -360,48 +403,14 @@ impl Copy {
             gone: counts.gone.get(),
             kept: counts.kept.get(),
             left_out: counts.left_out.get(),
-            requests: stats.chunks_begun.get(),
+            requests: stats.chunks_begun.get() + counts.requests.get(),
             failed: stats.entries_failed(),
             warnings: stats.metadata_lost.get() + stats.names_refused.get(),
             elapsed_s: self.started.elapsed().as_secs_f64(),
+            stopped_by: None,
             errors: errors.into_iter().map(|note| (note.path.to_string(), note.message)).collect(),
         }
     }
-}
-
-/// What a copy of a remote source would fetch: everything is listed and looked at.
-async fn plan_remote(engine: &Arc<Engine>) -> Result<Counts> {
-    let counts = Counts::default();
-    let at_once = engine.source().traits().connections.max(1);
-    let mut directories = vec![ROOT_INO];
-    while let Some(directory) = directories.pop() {
-        counts.directories.increment();
-        let listing = engine.list(directory).await?;
-        let names: Vec<_> = listing.after(0).map(|entry| entry.name.to_owned()).collect();
-        let looked =
-            stream::iter(names).map(|name| async move { engine.lookup(directory, &name).await });
-        let found: Vec<_> = looked.buffer_unordered(at_once).collect().await;
-        for node in found {
-            let node = match node {
-                Ok(node) => node,
-                Err(error) if error.kind() == Kind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            let attributes = node.attributes();
-            match attributes.kind {
-                EntryKind::Directory => directories.push(node.ino),
-                EntryKind::File if engine.is_published(&node.path(), &attributes)? => {
-                    counts.unchanged.increment();
-                }
-                EntryKind::File => {
-                    counts.copied.increment();
-                    counts.copied_bytes.add(attributes.size);
-                }
-                _ => counts.specials.increment(),
-            }
-        }
-    }
-    Ok(counts)
 }
 
 async fn beat(engine: Arc<Engine>) {

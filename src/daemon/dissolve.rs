@@ -43,20 +43,9 @@ pub(super) enum Step {
     Closed,
 }
 
-/// Kills this process if a test wants to see what becomes of it here. Only builds for tests know of it.
+/// Where a test may cut it off.
 pub(super) fn cut_after(step: Step) {
-    #[cfg(debug_assertions)]
-    if std::env::var("LAZYCOPY_TEST_CUT_AFTER").is_ok_and(|cut| cut == format!("{step:?}")) {
-        let own = rustix::process::getpid();
-        if let Err(error) = rustix::process::kill_process(own, rustix::process::Signal::KILL) {
-            tracing::error!(%error, "not killed");
-        }
-        // Nothing more may happen.
-        loop {
-            std::thread::park();
-        }
-    }
-    tracing::debug!(?step, "done");
+    crate::store::cut::cut_after(&format!("{step:?}"));
 }
 
 /// The end of a copy in place.

@@ -116,7 +116,7 @@ impl Job {
     /// The whole tree, and then, as long as it is mounted, what comes later and what failed.
     async fn copy_all(&self, engine: &Arc<Engine>) {
         let mut hydration = Hydration::new(engine);
-        let mut work = Work::Tree;
+        let (mut work, mut has_looked_again) = (Work::Tree, false);
         loop {
             until_ordered_to_go_on(engine).await;
             let copied = match work {
@@ -124,6 +124,10 @@ impl Job {
                 Work::News => hydration.copy_news().await,
                 Work::Failed => hydration.retry().await,
             };
+            let may_end = !hydration.is_cut() && !engine.has_news();
+            if may_end && self.is_final && !std::mem::replace(&mut has_looked_again, true) {
+                hydration.look_again().await;
+            }
             work = if hydration.is_cut() {
                 Work::Tree
             } else if engine.has_news() {

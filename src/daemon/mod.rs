@@ -12,6 +12,7 @@
 //! | `report` | status and stuck reports; what the control socket asks |
 //! | `orders` | the control socket's orders for hydration, limits and paths; events |
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
+//! | [`units`] | sizes, times and rates as people write them |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
@@ -24,8 +25,9 @@ mod reach;
 pub mod readiness;
 mod report;
 pub mod settings;
-mod signals;
+pub(crate) mod signals;
 mod start;
+pub mod units;
 pub mod verify;
 mod watch;
 
@@ -36,11 +38,13 @@ use std::time::Duration;
 use crate::core::path::escape;
 use crate::daemon::dissolve::Dissolving;
 use crate::daemon::job::Job;
+pub use crate::daemon::reach::display_name;
 use crate::daemon::readiness::Readiness;
 use crate::daemon::report::Reporter;
 use crate::daemon::settings::{AtEnd, MountSettings};
 use crate::daemon::signals::{Order, Signals};
 use crate::daemon::start::Started;
+use crate::engine::Engine;
 use crate::engine::events::{Event, Step};
 use crate::error::{Error, Result};
 use crate::vfs::mount::{UnmountMode, Unmounted, unmount_ours};
@@ -197,6 +201,8 @@ async fn until_end(
     readiness: &mut dyn Readiness,
 ) -> End {
     let mut is_told = started.in_place.is_none();
+    let mut is_limit_told = is_told;
+    let engine = Arc::clone(&started.engine);
     loop {
         tokio::select! {
             () = started.session.ended() => return End::Unmounted,
@@ -212,6 +218,11 @@ async fn until_end(
                     is_told = true;
                 }
             },
+            limit = used_up(&engine), if !is_limit_told => {
+                // Nobody shall wait for what may never come. With a new quota it still goes on, to its end.
+                readiness.settled(Outcome::Stopped, &clone::waits(started, &limit), &[]);
+                is_limit_told = true;
+            }
             order = signals.next() => match order {
                 Order::Explain => reporter.log_everything_waiting(),
                 Order::End => break,
@@ -224,6 +235,19 @@ async fn until_end(
         () = signals.end() => tracing::warn!("told twice: open handles lose the daemon"),
     }
     End::Unmounted
+}
+
+/// Waits until a quota keeps the background from going on; says which.
+async fn used_up(engine: &Engine) -> String {
+    loop {
+        tokio::time::sleep(PATIENCE).await;
+        if engine.limits().keeps_waiting()
+            && engine.active_chunks().is_empty()
+            && let Some(limit) = engine.limits().used_up()
+        {
+            return limit;
+        }
+    }
 }
 
 /// Takes the mount out of the tree and serves what is still open for a while.

@@ -27,6 +27,8 @@ const OF_EMPTY_FILE_SYSTEMS: &str = "lost+found";
 pub(super) struct Way {
     spec: SourceSpec,
     cross_mounts: bool,
+    /// A snapshot of the source, which is read instead of it.
+    read_from: Option<PathBuf>,
 }
 
 /// The source as it can be used now.
@@ -44,21 +46,28 @@ pub(super) fn is_begun(destination: &Path) -> bool {
 
 impl Way {
     pub(super) fn new(spec: &SourceSpec, cross_mounts: bool) -> Self {
-        Self { spec: spec.clone(), cross_mounts }
+        Self { spec: spec.clone(), cross_mounts, read_from: None }
     }
 
-    /// The source's name for people, whether it is there or not.
-    fn display_name(&self) -> Result<String> {
-        match &self.spec {
-            SourceSpec::Local(path) => Ok(LocalSource::display_name_of(path)),
-            SourceSpec::Url(url) => HttpSource::display_name_of(url),
-        }
+    /// The same source, read from a snapshot of it.
+    pub(super) fn reading_from(self, read_from: Option<&Path>) -> Self {
+        Self { read_from: read_from.map(Path::to_owned), ..self }
+    }
+
+    async fn open_now(&self) -> Result<Arc<dyn Source>> {
+        let Some(path) = self.read_from.clone() else {
+            return open(self.spec.clone(), self.cross_mounts).await;
+        };
+        let (name, options) =
+            (display_name(&self.spec)?, LocalOptions { cross_mounts: self.cross_mounts });
+        let open = move || Ok(LocalSource::open(&path, options)?.shown_as(name));
+        Ok(Arc::new(crate::engine::on_disk("open source", open).await?))
     }
 
     /// Opens the source, which is asked for nothing that could be waited for without an end if the copy `is_begun`.
     pub(super) async fn open(&self, is_begun: bool) -> Result<Arc<dyn Source>> {
         let opened = async {
-            let source = open(self.spec.clone(), self.cross_mounts).await?;
+            let source = self.open_now().await?;
             check_reserved_names(&*source).await?;
             Ok(source)
         };
@@ -81,7 +90,7 @@ impl Way {
         opened: Result<Arc<dyn Source>>,
         catalog: &Catalog,
     ) -> Result<Reached> {
-        let display_name = self.display_name()?;
+        let display_name = display_name(&self.spec)?;
         let is_known = catalog.job()?.is_some_and(|job| job.source == display_name);
         let had_names = is_known && catalog.has_names(crate::engine::ROOT_INO)?;
         let opened = match opened {
@@ -106,15 +115,26 @@ impl Way {
             Appearance { display_name, traits: traits_of(&shape), single_file: shape.single_file };
         let way = self.clone();
         let open = Box::new(move || -> futures_util::future::BoxFuture<'static, _> {
-            let Way { spec, cross_mounts } = way.clone();
+            let way = way.clone();
             Box::pin(async move {
-                let source = open(spec, cross_mounts).await?;
+                let source = way.open_now().await?;
                 check_reserved_names(&*source).await?;
                 still_holds_something(source, had_names).await
             })
         });
         let source = Arc::new(Reconnecting::new(appearance, why.clone(), open));
         Ok(Reached { source, away: Some(why) })
+    }
+}
+
+/// The source's name for people, whether it is there or not.
+///
+/// # Errors
+/// `Invalid` for what is no URL.
+pub fn display_name(spec: &SourceSpec) -> Result<String> {
+    match spec {
+        SourceSpec::Local(path) => Ok(LocalSource::display_name_of(path)),
+        SourceSpec::Url(url) => HttpSource::display_name_of(url),
     }
 }
 

@@ -16,6 +16,6 @@ pub trait Readiness: Send {
     /// If nobody waits any more: the start was given up, so unmount and end.
     fn ready(&mut self, line: &str, warnings: &[String], status: StatusSource) -> Result<()>;
 
-    /// Called at most once, later: what was to be copied is copied, or cannot be. The daemon may go on serving.
+    /// Called later: what was to be copied is copied, or cannot be for now. The daemon may go on serving; only the first call is heard.
     fn settled(&mut self, _outcome: Outcome, _line: &str, _warnings: &[String]) {}
 }

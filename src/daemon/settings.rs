@@ -66,6 +66,8 @@ pub enum AtEnd {
 pub struct CopySettings {
     /// What is copied.
     pub source: SourceSpec,
+    /// A snapshot of the source, which is read instead of it; an absolute path.
+    pub read_from: Option<PathBuf>,
     /// DIR.
     pub destination: PathBuf,
     /// Where its catalog and hash trees are; `None` = where they were, at first in DIR itself.

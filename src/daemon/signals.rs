@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// From its making on, none of them ends the process by itself; one that comes before anybody asks is kept.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -15,7 +15,7 @@ pub(super) struct Signals {
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// Unmount and end.
     End,
     /// Log what waits.
@@ -27,7 +27,7 @@ impl Signals {
     ///
     /// # Errors
     /// If the system refuses.
-    pub(super) fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -41,7 +41,7 @@ impl Signals {
     ///
     /// # Cancel safety
     /// None is lost.
-    pub(super) async fn next(&mut self) -> Order {
+    pub(crate) async fn next(&mut self) -> Order {
         tokio::select! {
             _ = self.interrupt.recv() => Order::End,
             _ = self.terminate.recv() => Order::End,
@@ -51,7 +51,7 @@ impl Signals {
     }
 
     /// Waits for the next order to end; the others are not worth an answer any more.
-    pub(super) async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         while self.next().await != Order::End {}
     }
 }

@@ -18,6 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::Source;
 use crate::store::proof::ProofOptions;
 use crate::store::{Destination, DestinationOptions};
+use crate::vfs::mountpoint;
 
 /// Longest wait for a piece from the source.
 const STALL: Duration = Duration::from_secs(30);
@@ -74,6 +75,7 @@ async fn recorded(destination: Arc<Destination>) -> Result<SourceSpec> {
 /// `Busy` if somebody holds the destination; what keeps it from being done at all.
 pub fn verify(settings: VerifySettings, mut show: impl FnMut(VerifyLine)) -> Result<Summary> {
     super::start::raise_file_limit();
+    mountpoint::check_not_dead(&settings.destination)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("worker")

@@ -12,7 +12,7 @@ use crate::core::range::ByteRange;
 use crate::core::table::Table;
 use crate::engine::file::LazyFile;
 use crate::engine::node::Node;
-use crate::engine::publish::{conflict, contradiction};
+use crate::engine::publish::{conflict, contradiction, origin_of};
 use crate::engine::resume::is_ours;
 use crate::engine::settings::ExistingPolicy;
 use crate::engine::{Engine, ROOT_INO, on_disk};
@@ -36,6 +36,11 @@ pub struct Candidates {
 }
 
 impl Candidates {
+    /// A file that most likely has the right bytes has come to lie at `path`.
+    pub(super) fn note(&self, path: RelPath, existing: Existing) {
+        self.waiting.insert(path, existing);
+    }
+
     /// The inode that a published file may replace at `path`, if the user asked for that.
     pub(crate) fn to_overwrite(&self, path: &RelPath) -> Option<Identity> {
         self.overwrite.get(path)
@@ -279,9 +284,11 @@ impl Engine {
         }
         let (destination, version) = (Arc::clone(&self.destination), file.version());
         let (adopted, size) = (Arc::clone(existing), file.size());
+        let (source, path) = (Arc::clone(&self.source), file.path.clone());
         on_disk("record adopted file", move || {
             let hash = hash_backing(&adopted, size)?;
-            let vouched = Vouched { version: &version, hash: &hash, proof };
+            let origin = origin_of(&*source, &path, &version.fingerprint);
+            let vouched = Vouched { version: &version, hash: &hash, proof, origin };
             destination.record_adopted(&adopted, vouched, noted)
         })
         .await

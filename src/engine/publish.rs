@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::core::attributes::Checksum;
+use crate::core::attributes::{Checksum, Fingerprint};
 use crate::core::flight::{Boarded, Landing};
 use crate::core::path::RelPath;
 use crate::core::permits::Permit;
@@ -16,6 +16,7 @@ use crate::engine::resume::is_ours;
 use crate::engine::sidecar::Expected;
 use crate::engine::{Engine, jitter, on_disk};
 use crate::error::{Error, Kind, Result};
+use crate::source::Source;
 use crate::store::catalog::ProofClass;
 use crate::store::publish::Published;
 use crate::store::verify::{compare_files, hash_backing, hash_with};
@@ -222,9 +223,11 @@ impl Engine {
         let word = expected.clone();
         let look = move || {
             let verified = verify(&checked, &hashed, word.as_ref())?;
-            Ok((verified, engine.may_replace(&checked.path).map_err(Error::of_destination)?))
+            let replace = engine.may_replace(&checked.path).map_err(Error::of_destination)?;
+            let origin = origin_of(&*engine.source, &checked.path, checked.fingerprint());
+            Ok((verified, replace, origin))
         };
-        let ((hash, proof), replace) = on_disk("verify file", look).await?;
+        let ((hash, proof), replace, origin) = on_disk("verify file", look).await?;
         metadata.attributes.checksum = match proof {
             ProofClass::SourceChecksum => expected.map(|expected| expected.checksum),
             _ => None,
@@ -242,6 +245,7 @@ impl Engine {
             version: file.version(),
             hash,
             proof,
+            origin,
         };
         match self.place(file, &Arc::new(ready), replace, permit).await {
             Ok(published) => {
@@ -345,6 +349,17 @@ impl Engine {
         self.adopt_backing(file, Arc::new(existing), proof).await?;
         Ok(proof)
     }
+}
+
+/// The inode number of this version at a source on this machine: by that it is known again under another name. Blocking.
+pub(crate) fn origin_of(
+    source: &dyn Source,
+    path: &RelPath,
+    fingerprint: &Fingerprint,
+) -> Option<u64> {
+    let directory = source.local_tree()?.open_directory(&path.parent()?).ok()??;
+    let (attributes, origin) = directory.look_at(path.name()).ok()?;
+    (attributes.fingerprint == *fingerprint).then_some(origin)
 }
 
 /// The error of a file in the destination whose bytes differ.

@@ -36,12 +36,13 @@ pub(crate) struct Ready {
     pub(crate) version: Version,
     pub(crate) hash: FileHash,
     pub(crate) proof: ProofClass,
+    pub(crate) origin: Option<u64>,
 }
 
 impl Ready {
     fn candidate(&self, replace: Replace) -> Candidate<'_> {
-        let Self { part, path, metadata, version, hash, proof } = self;
-        let vouched = Some(Vouched { version, hash, proof: *proof });
+        let Self { part, path, metadata, version, hash, proof, origin } = self;
+        let vouched = Some(Vouched { version, hash, proof: *proof, origin: *origin });
         Candidate { file: part, path, metadata, replace, vouched }
     }
 }

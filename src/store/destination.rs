@@ -316,7 +316,7 @@ impl Destination {
         let losses = metadata::apply(disk, &Target::Open(directory.as_fd()), path, metadata)?;
         sync_directory(directory.as_fd())
             .map_err(|errno| disk.root.error("sync directory", path, errno))?;
-        disk.catalog.note_other(path, EntryKind::Directory, None, Some(&losses))?;
+        disk.catalog.note_other(path, EntryKind::Directory, None, Some(&losses), None)?;
         Ok(losses)
     }
 

@@ -7,10 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{Dir, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::core::attributes::{EntryKind, Ownership, Timestamp};
+use crate::core::attributes::{Attributes, EntryKind, Ownership, Timestamp};
 use crate::core::path::RelPath;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 
+use super::catalog::{OtherRecord, Placed};
 use super::destination::RESERVED_NAMES;
 use super::metadata::modified_of;
 use super::root::{open_beneath, stat_entry};
@@ -33,19 +34,36 @@ pub struct Existing {
     pub link_count: u64,
     /// The inode.
     pub identity: Identity,
+    /// Of a device.
+    pub device_number: u64,
 }
 
 impl Existing {
     pub(super) fn of(stat: &Stat) -> Self {
+        let kind = kind_of(FileType::from_raw_mode(stat.st_mode));
         Self {
-            kind: kind_of(FileType::from_raw_mode(stat.st_mode)),
+            kind,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mode: stat.st_mode & 0o7777,
             ownership: Ownership { uid: stat.st_uid, gid: stat.st_gid },
             modified: modified_of(stat),
             link_count: stat.st_nlink,
             identity: Identity::of(stat),
+            device_number: match kind {
+                EntryKind::CharDevice | EntryKind::BlockDevice => stat.st_rdev,
+                _ => 0,
+            },
         }
+    }
+
+    /// Whether this is the very symlink, pipe, socket or device that is recorded: the kind alone tells nothing about whose it is.
+    pub fn is_of(&self, record: &OtherRecord) -> bool {
+        self.kind == record.kind && record.placed == Some(self.placed())
+    }
+
+    /// What is recorded of it where it is ours.
+    pub fn placed(&self) -> Placed {
+        Placed { inode: self.identity.inode, size: self.size, modified: self.modified }
     }
 }
 
@@ -87,6 +105,16 @@ impl Looker<'_> {
     }
 }
 
+impl Looker<'_> {
+    /// As [`Looker::existing`]; what lies behind a link that somebody put in the way is not ours, and nothing else has the name.
+    pub(super) fn own(&mut self, path: &RelPath) -> Result<Option<Existing>> {
+        match self.existing(path) {
+            Err(error) if error.kind() == Kind::Exists => Ok(None),
+            now => now,
+        }
+    }
+}
+
 impl Destination {
     /// For looking at many entries.
     pub(super) fn looker(&self) -> Looker<'_> {
@@ -120,6 +148,29 @@ impl Destination {
         rustix::fs::readlinkat(&parent, path.name(), Vec::new())
             .map(|target| OsStr::from_bytes(target.as_bytes()).to_owned())
             .map_err(|errno| disk.root.error("read symlink", path, errno))
+    }
+
+    /// Whether `here`, which has the name `path`, is what the source has: a link to the same `target`, a pipe, the same device.
+    ///
+    /// # Errors
+    /// As [`Destination::existing_target`].
+    pub fn is_alike(
+        &self,
+        path: &RelPath,
+        here: &Existing,
+        attributes: &Attributes,
+        target: Option<&OsStr>,
+    ) -> Result<bool> {
+        if here.kind != attributes.kind {
+            return Ok(false);
+        }
+        match (here.kind, target) {
+            (EntryKind::Symlink, Some(target)) => Ok(self.existing_target(path)? == target),
+            (EntryKind::CharDevice | EntryKind::BlockDevice, _) => {
+                Ok(here.device_number == attributes.device_number)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// What lies in the directory `path` of DIR, our own names left out. Nothing if there is no such directory.

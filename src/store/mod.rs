@@ -16,7 +16,7 @@
 //! | [`event_log`] | the file that events are written to |
 //! | [`receipt`] | what a complete copy can show |
 //! | [`space`], [`verify`], [`checksum`] | free space; hashes of what is on disk, and the source's checksums of it |
-//! | `view` | DIR only looked at, for plans |
+//! | `view`, [`cut`] | DIR only looked at, for plans; where a test ends it all |
 //! | [`proof`], [`mend`] | the copy proven again, at any later time; good blocks of a bad file used again |
 //!
 //! Everything below DIR is reached from a descriptor of DIR with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS |
@@ -28,6 +28,7 @@ pub mod bulk;
 pub mod catalog;
 pub mod checkpoint;
 pub mod checksum;
+pub mod cut;
 pub mod destination;
 mod elsewhere;
 pub mod event_log;

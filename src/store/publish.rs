@@ -66,6 +66,8 @@ pub struct Vouched<'a> {
     pub hash: &'a FileHash,
     /// How they were proven.
     pub proof: ProofClass,
+    /// Its inode number at the source, where that has such.
+    pub origin: Option<u64>,
 }
 
 impl Destination {
@@ -186,7 +188,7 @@ impl Destination {
         })?;
         sync_directory(to.as_fd())
             .map_err(|errno| disk.root.error("sync directory of", new, errno))?;
-        disk.catalog.note_other(new, EntryKind::File, Some(existing), Some(&[]))
+        disk.catalog.note_other(new, EntryKind::File, Some(existing), Some(&[]), None)
     }
 }
 
@@ -394,7 +396,8 @@ fn record_of(
 ) -> EntryRecord {
     let absent = EntryRecord::absent(path.clone(), vouched.version.clone());
     let digest = Some(vouched.hash.root);
-    EntryRecord { phase, digest, proof: Some(vouched.proof), losses, checksum, ..absent }
+    let (proof, origin) = (Some(vouched.proof), vouched.origin);
+    EntryRecord { phase, digest, proof, losses, checksum, origin, ..absent }
 }
 
 fn superseded(path: &RelPath) -> Error {

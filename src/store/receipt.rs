@@ -119,13 +119,13 @@ impl Destination {
         let mut looker = self.looker();
         catalog.entries(|record| match record.phase {
             EntryPhase::Published(placed) => {
-                let now = looker.existing(&record.path)?;
+                let now = looker.own(&record.path)?;
                 writer.entry(&file_entry(&record, placed, now, &mut totals))
             }
             _ => Ok(()),
         })?;
         catalog.others(|other| {
-            let now = looker.existing(&other.path)?;
+            let now = looker.own(&other.path)?;
             writer.entry(&other_entry(&other, now, &mut totals))
         })?;
         writer.end(&totals)

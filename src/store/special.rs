@@ -11,11 +11,13 @@ use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 
 use super::backing::remove_part;
+use super::catalog::Placed;
 use super::destination::Disk;
 use super::metadata::{self, Metadata, Target};
 use super::publish::{Published, Replace};
+use super::recovery::placed_of;
 use super::root::{open_beneath, sync_directory};
-use super::{Destination, Identity};
+use super::{Destination, Existing, Identity};
 
 impl Destination {
     /// Publishes a symlink with the given target, byte for byte; it is not followed, ever. `None` if this destination cannot hold
@@ -56,12 +58,12 @@ impl Destination {
         })
     }
 
-    /// Records an entry without bytes that lay in DIR before us: the source has the same.
+    /// Records an entry without bytes that lay in DIR before us: the source has the same, and from now on it is ours.
     ///
     /// # Errors
     /// As a write of the catalog.
-    pub fn note_existing(&self, path: &RelPath, kind: EntryKind) -> Result<()> {
-        self.disk.catalog.note_other(path, kind, None, None)
+    pub fn note_existing(&self, path: &RelPath, existing: &Existing) -> Result<()> {
+        self.disk.catalog.note_other(path, existing.kind, None, None, Some(existing.placed()))
     }
 
     /// Records that `name` is one more name of the published file `first`, or equal to it.
@@ -69,7 +71,7 @@ impl Destination {
     /// # Errors
     /// As a write of the catalog.
     pub fn note_existing_link(&self, first: &RelPath, name: &RelPath) -> Result<()> {
-        self.disk.catalog.note_other(name, EntryKind::File, Some(first), None)
+        self.disk.catalog.note_other(name, EntryKind::File, Some(first), None, None)
     }
 
     fn publish_made(
@@ -91,10 +93,10 @@ impl Destination {
             }
             Err(errno) => return Err(disk.root.error("make", path, errno)),
         }
-        let published = finish(disk, &part, parent.as_fd(), path, metadata, replace)
+        let (published, placed) = finish(disk, &part, parent.as_fd(), path, metadata, replace)
             .inspect_err(|_| remove_part(disk, &part))?;
         let kind = metadata.attributes.kind;
-        disk.catalog.note_other(path, kind, None, Some(&published.losses))?;
+        disk.catalog.note_other(path, kind, None, Some(&published.losses), Some(placed))?;
         Ok(Some(published))
     }
 }
@@ -127,15 +129,15 @@ fn finish(
     path: &RelPath,
     metadata: &Metadata,
     replace: Replace,
-) -> Result<Published> {
+) -> Result<(Published, Placed)> {
     let failed = |op, errno| disk.root.error(op, path, errno);
     // Not `open_beneath`'s business to follow it, and NO_SYMLINKS lets an O_PATH | O_NOFOLLOW open of a symlink itself pass (openat2(2)).
     let handle = open_beneath(disk.state.parts(), part.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW)
         .map_err(|errno| failed("open", errno))?;
-    let losses = metadata::apply(disk, &Target::Handle(handle.as_fd()), path, metadata)?;
-    let stat = rustix::fs::fstat(&handle).map_err(|errno| failed("stat", errno))?;
+    let target = Target::Handle(handle.as_fd());
+    let (losses, stat) = metadata::apply_and_look(disk, &target, path, metadata)?;
     let identity = Identity::of(&stat);
     disk.place(part, identity, parent, path, replace)?;
     sync_directory(parent).map_err(|errno| failed("sync directory of", errno))?;
-    Ok(Published { identity, losses })
+    Ok((Published { identity, losses }, placed_of(&stat)))
 }

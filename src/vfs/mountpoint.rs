@@ -164,6 +164,23 @@ pub fn check_not_covered(destination: &Path) -> Result<()> {
         .hint("`lazycopy unmount` it first, or wait until that copy is complete"))
 }
 
+/// Refuses a destination that lies below a dead mount of ours: what is seen there says nothing of it.
+///
+/// # Errors
+/// `Busy`.
+pub fn check_not_dead(destination: &Path) -> Result<()> {
+    if !is_dead(destination, &mountinfo::read()?) {
+        return Ok(());
+    }
+    let dir = destination.display();
+    Err(Error::new(Kind::Busy, "open destination")
+        .at(destination)
+        .because("it is covered by a dead mount: its daemon has ended without unmounting")
+        .hint(format!(
+            "`lazycopy unmount {dir}` clears it; the `lazycopy clone` that began it goes on with the copy"
+        )))
+}
+
 fn check_not_ours(path: &Path, mounts: &[MountEntry]) -> Result<()> {
     let Some(top) = mountinfo::top_at(mounts, path).filter(|top| top.is_lazycopy()) else {
         return Ok(());

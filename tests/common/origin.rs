@@ -44,6 +44,8 @@ pub(crate) struct Page {
     size: u64,
     content: Content,
     etag: Option<String>,
+    /// One more line of the head.
+    header: Option<String>,
     behaviour: Behaviour,
     latency: Duration,
 }
@@ -56,7 +58,8 @@ impl Page {
     ) -> Self {
         let content = Arc::new(content);
         let etag = Some("\"1\"".to_owned());
-        Self { size, content, etag, behaviour: Behaviour::Right, latency: Duration::ZERO }
+        let (behaviour, latency) = (Behaviour::Right, Duration::ZERO);
+        Self { size, content, etag, header: None, behaviour, latency }
     }
 
     /// Exactly these bytes.
@@ -71,6 +74,13 @@ impl Page {
     #[must_use]
     pub(crate) fn etag(mut self, etag: &str) -> Self {
         self.etag = Some(format!("\"{etag}\""));
+        self
+    }
+
+    /// Says also this of the file.
+    #[must_use]
+    pub(crate) fn header(mut self, header: &str) -> Self {
+        self.header = Some(header.to_owned());
         self
     }
 
@@ -166,6 +176,11 @@ impl Origin {
     /// Puts a file at `path` (`/a/b`, not encoded), or replaces it.
     pub(crate) fn put(&self, path: &str, page: Page) {
         self.shared.state().pages.insert(path.to_owned(), page);
+    }
+
+    /// Takes a file away.
+    pub(crate) fn remove(&self, path: &str) -> Page {
+        self.shared.state().pages.remove(path).unwrap()
     }
 
     /// Changes how `path` is answered from now on.
@@ -471,6 +486,9 @@ impl Answer<'_> {
         }
         if let Some(etag) = &self.page.etag {
             write!(head, "ETag: {etag}\r\n").unwrap();
+        }
+        if let Some(header) = &self.page.header {
+            write!(head, "{header}\r\n").unwrap();
         }
         write!(
             head,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::tree::{make_mixed, set_mode, set_xattr};
+use crate::tree::{make_mixed, make_pipe, set_mode, set_xattr};
 use crate::{Env, exists};
 
 fn copied() -> Env {
@@ -79,6 +79,56 @@ fn what_the_user_changed_or_added_in_the_copy_is_never_deleted() {
 }
 
 #[test]
+fn a_users_own_link_or_pipe_in_place_of_ours_is_never_deleted() {
+    let env = copied();
+    let (source, dir) = (env.source(), env.dir());
+    let link = |target: &str, path: &std::path::Path| std::os::unix::fs::symlink(target, path);
+    for name in ["a/file 1", "a/link", "pipe", "another name"] {
+        fs::remove_file(source.join(name)).unwrap();
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    fs::remove_dir_all(source.join("deep")).unwrap();
+    fs::remove_dir_all(dir.join("deep")).unwrap();
+    fs::create_dir_all(env.path("elsewhere/1")).unwrap();
+    fs::write(env.path("elsewhere/1/end"), "theirs").unwrap();
+    link("my own", &dir.join("a/file 1")).unwrap();
+    link("my own", &dir.join("a/link")).unwrap();
+    link("../elsewhere", &dir.join("deep")).unwrap();
+    fs::write(dir.join("another name"), "mine").unwrap();
+    make_pipe(&dir.join("pipe"));
+    let deleted = env.copy(&["--delete"]).expect(0);
+    assert_eq!(deleted.count("/files/failed"), 0);
+    for name in ["a/file 1", "a/link"] {
+        assert_eq!(fs::read_link(dir.join(name)).unwrap().to_str(), Some("my own"));
+    }
+    assert!(exists(&dir.join("pipe")) && exists(&dir.join("another name")));
+    assert_eq!(fs::read_link(dir.join("deep")).unwrap().to_str(), Some("../elsewhere"));
+    assert_eq!(fs::read_to_string(env.path("elsewhere/1/end")).unwrap(), "theirs");
+}
+
+#[test]
+fn a_users_own_link_is_not_replaced_by_what_the_source_has() {
+    let env = copied();
+    let (link, ours) = (env.source().join("a/link"), env.dir().join("a/link"));
+    fs::remove_file(&ours).unwrap();
+    std::os::unix::fs::symlink("my own", &ours).unwrap();
+    let told = env.copy(&[]).expect(1);
+    assert_eq!(told.count("/files/failed"), 1);
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("changed", &link).unwrap();
+    env.copy(&["--delete"]).expect(1);
+    assert_eq!(fs::read_link(&ours).unwrap().to_str(), Some("my own"));
+    // Ours again, it follows the source.
+    fs::remove_file(&ours).unwrap();
+    env.copied(&[]);
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("changed again", &link).unwrap();
+    env.copied(&[]);
+    fs::remove_file(&link).unwrap();
+    assert_eq!(env.copied(&["--delete"]).count("/deleted"), 1);
+}
+
+#[test]
 fn too_many_deletions_are_refused_before_the_first() {
     let env = copied();
     fs::remove_dir_all(env.source().join("a")).unwrap();
@@ -134,4 +184,16 @@ fn what_the_filter_leaves_out_is_neither_copied_nor_deleted() {
     let second = env.copy(&["--delete", "--exclude", "*.tmp", "--exclude", "file 50"]).expect(0);
     assert_eq!((second.count("/deleted"), second.count("/left_out")), (0, 1));
     assert!(exists(&env.dir().join("a/file 50")) && !exists(&env.dir().join("a/skip.tmp")));
+}
+
+#[test]
+fn two_files_that_became_one_at_the_source_become_one_in_the_copy() {
+    let env = copied();
+    let (one, two) = (env.source().join("a/file 60"), env.source().join("a/file 61"));
+    fs::remove_file(&two).unwrap();
+    fs::hard_link(&one, &two).unwrap();
+    let second = env.copied(&[]);
+    assert_eq!((second.count("/files/linked"), second.count("/files/copied")), (1, 0));
+    assert_eq!(fs::read_dir(env.dir().join(".lazycopy/parts")).unwrap().count(), 0);
+    assert_eq!(env.copied(&[]).count("/files/linked"), 0);
 }

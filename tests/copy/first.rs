@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
 
-use crate::tree::{assert_same, looks, make_mixed, state};
-use crate::{Env, ended, exists};
+use crate::tree::{assert_same, looks, make_mixed, set_mode, state};
+use crate::{Env, ended, eventually, exists};
 
 #[test]
 fn a_copy_is_the_source_in_everything() {
@@ -48,20 +49,86 @@ fn a_second_copy_does_nothing() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_the_rest_is_copied() {
+fn somebody_elses_directory_in_place_of_a_file_is_told_and_the_rest_is_copied() {
     let env = Env::new();
     env.write("good", "good");
-    fs::create_dir(env.source().join("taken")).unwrap();
-    env.write("taken/one", "one");
-    // Somebody else's directory has the name of a file.
     env.copied(&[]);
     env.write("new", "new");
+    env.write("other", "other");
     fs::create_dir_all(env.dir().join("new/theirs")).unwrap();
     let ended = env.copy(&[]).expect(1);
-    assert_eq!(ended.count("/files/failed"), 1);
+    assert_eq!((ended.count("/files/failed"), ended.count("/files/copied")), (1, 1));
     assert!(exists(&env.dir().join("new/theirs")));
     assert!(exists(&env.dir().join("LAZYCOPY-INCOMPLETE.txt")));
     fs::remove_dir_all(env.dir().join("new")).unwrap();
+    env.copied(&[]);
+}
+
+#[test]
+fn what_may_not_be_read_is_told_and_the_rest_is_copied() {
+    if !rustix::process::geteuid().is_root() {
+        return; // its owner may read everything below
+    }
+    let env = Env::new();
+    make_mixed(&env.source());
+    for name in ["secret", "a/secret"] {
+        env.write(name, "for root alone");
+        set_mode(&env.source().join(name), 0o600);
+    }
+    fs::create_dir(env.source().join("locked")).unwrap();
+    env.write("locked/inside", "for root alone");
+    set_mode(&env.source().join("locked"), 0o700);
+    set_mode(&env.source().join("empty"), 0o755);
+    set_mode(&env.source().join("a/b"), 0o755);
+    set_mode(&env.source().join("a/file 7"), 0o644);
+    fs::copy(env!("CARGO_BIN_EXE_lazycopy"), env.path("lazycopy")).unwrap();
+    set_mode(&env.path(""), 0o777);
+    let mut command = std::process::Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["./lazycopy", "copy", "--json", "--delete", "source", "copy"])
+        .current_dir(env.path(""))
+        .env("LAZYCOPY_RUNTIME_DIR", env.path("run"))
+        .env("XDG_STATE_HOME", env.path("state"))
+        .env("LAZYCOPY_RESERVE", "16MiB")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let first = ended(command.spawn().unwrap()).expect(1);
+    assert_eq!(first.count("/files/failed"), 3, "{}", first.stderr);
+    let dir = env.dir();
+    assert!(!exists(&dir.join("secret")) && !exists(&dir.join("locked/inside")));
+    let (source, copy) = (looks(&env.source()), looks(&dir));
+    let readable = source.iter().filter(|(path, found)| {
+        found.is_file() && !path.ends_with("secret") && !path.starts_with("locked")
+    });
+    for (path, wanted) in readable {
+        assert!(copy.get(path).is_some_and(|found| wanted.same_bytes(found)), "{path:?}");
+    }
+    assert!(exists(&dir.join("LAZYCOPY-INCOMPLETE.txt")));
+    assert!(!exists(&dir.join(".lazycopy/receipt.json")));
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_never_published_as_it_was() {
+    let env = Env::new();
+    fs::write(env.source().join("shrinks"), vec![7; 6 << 20]).unwrap();
+    env.write("rests", "rests");
+    std::thread::sleep(std::time::Duration::from_millis(2100)); // settled, so that it is begun at once
+    let child = env.start(&["--limit", "512KiB"]);
+    let half_done = || {
+        let mut parts = fs::read_dir(env.dir().join(".lazycopy/parts")).ok()?;
+        let size = |part: std::io::Result<fs::DirEntry>| Some(part.ok()?.metadata().ok()?.size());
+        parts.find_map(|part| size(part).filter(|size| (1 << 20..6 << 20).contains(size)))
+    };
+    eventually("the first bytes", half_done);
+    let file = fs::File::options().write(true).open(env.source().join("shrinks")).unwrap();
+    file.set_len(1 << 19).unwrap();
+    drop(file);
+    let first = ended(child);
+    assert!([Some(0), Some(1)].contains(&first.exit), "{}", first.stderr);
+    let found = fs::read(env.dir().join("shrinks")).unwrap_or_default();
+    assert!(found.is_empty() || found == vec![7; 1 << 19], "{} bytes", found.len());
     env.copied(&[]);
 }
 
@@ -98,7 +165,7 @@ fn a_kill_anywhere_loses_nothing_and_the_same_command_goes_on() {
 }
 
 #[test]
-fn a_mount_goes_on_where_a_copy_left_and_another_source_is_refused() {
+fn another_source_is_refused() {
     let env = Env::new();
     make_mixed(&env.source());
     env.copied(&[]);
@@ -110,22 +177,9 @@ fn a_mount_goes_on_where_a_copy_left_and_another_source_is_refused() {
 
 #[test]
 fn a_directory_in_use_is_refused_with_6() {
-    let env = Env::new();
-    make_mixed(&env.source());
-    for number in 0..3000 {
-        env.write(&format!("small {number}"), "x");
-    }
-    let mut first = env.start(&[]);
-    // It waits for the young files to rest, so it is there for a while.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while !exists(&env.dir().join(".lazycopy/lock")) && std::time::Instant::now() < deadline {
-        std::thread::yield_now();
-    }
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    let (env, mut first) = crate::orders::slow();
     let second = env.command(&["copy", "source", "copy"]).output().unwrap();
     assert_eq!(second.status.code(), Some(6), "{}", String::from_utf8_lossy(&second.stderr));
-    let status = env.command(&["status", "--json", "copy"]).output().unwrap();
-    assert_eq!(status.status.code(), Some(0), "{}", String::from_utf8_lossy(&status.stderr));
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&first),
         rustix::process::Signal::INT,

@@ -3,13 +3,20 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod cuts;
 mod delta;
 mod first;
+mod orders;
+#[path = "../common/origin.rs"]
+mod origin;
+mod reflink;
+mod remote;
 mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -79,8 +86,16 @@ impl Env {
     }
 
     fn start(&self, options: &[&str]) -> Child {
-        let args = [&["copy", "--json"], options, &["source", "copy"]].concat();
+        self.start_from("source", options)
+    }
+
+    fn start_from(&self, source: &str, options: &[&str]) -> Child {
+        let args = [&["copy", "--json"], options, &[source, "copy"]].concat();
         self.command(&args).spawn().unwrap()
+    }
+
+    fn copy_from(&self, source: &str, options: &[&str]) -> Ended {
+        ended(self.start_from(source, options))
     }
 
     fn copy(&self, options: &[&str]) -> Ended {
@@ -102,6 +117,18 @@ fn ended(child: Child) -> Ended {
     let summary = serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}"));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     Ended { exit: output.status.code(), summary, stderr }
+}
+
+/// Looks until there is something, for a while.
+fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn exists(path: &Path) -> bool {

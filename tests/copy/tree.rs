@@ -150,14 +150,7 @@ pub(crate) fn make_mixed(root: &Path) {
     std::os::unix::fs::symlink("../nowhere", root.join("a/link")).unwrap();
     fs::hard_link(root.join("a/file 3"), root.join("another name")).unwrap();
     fs::hard_link(root.join("a/file 3"), root.join("a/b/c/third name")).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        root.join("pipe"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o640),
-        0,
-    )
-    .unwrap();
+    make_pipe(&root.join("pipe"));
     let sparse = fs::File::create(root.join("sparse")).unwrap();
     std::os::unix::fs::FileExt::write_at(&sparse, b"in the middle", 5_000_000).unwrap();
     sparse.set_len(64 << 20).unwrap();
@@ -170,6 +163,11 @@ pub(crate) fn make_mixed(root: &Path) {
     for name in ["a/file 9", "a/b/c", "deep"] {
         set_modified(&root.join(name), 1_000_000_000, 123_456_789);
     }
+}
+
+pub(crate) fn make_pipe(path: &Path) {
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o640));
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) {

@@ -577,3 +577,125 @@ fn ctrl_c_and_a_closed_terminal_leave_it_running() {
         unmounted(&env, &[]);
     }
 }
+
+/// A copy without a mount into the same directory; its summary.
+fn copy(env: &Env, source: impl AsRef<OsStr>, options: &[&str]) -> (Option<i32>, Value) {
+    let dir = dir(env);
+    let fixed: [&OsStr; 4] = ["copy".as_ref(), "--json".as_ref(), source.as_ref(), dir.as_os_str()];
+    let ran = env.run(fixed.into_iter().chain(options.iter().map(OsStr::new)));
+    let last = ran.out.lines().last().unwrap_or_else(|| panic!("{ran:?}"));
+    (ran.code, serde_json::from_str(last).unwrap())
+}
+
+#[test]
+fn a_copy_after_a_clone_knows_renamed_files_again() {
+    let Some(env) = Env::new() else { return };
+    env.put("dir/one", patterned(1, 0, 300_000));
+    env.put("two", "two");
+    let ran = clone(&env, env.source(), &["--wait"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
+    let inode = |name: &str| fs::metadata(dir(&env).join(name)).unwrap().ino();
+    let (one, two) = (inode("dir/one"), inode("two"));
+    fs::rename(env.source().join("dir"), env.source().join("folder")).unwrap();
+    fs::rename(env.source().join("two"), env.source().join("folder/zwei")).unwrap();
+    let (code, summary) = copy(&env, env.source(), &["--delete"]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!((&summary["files"]["renamed"], &summary["files"]["copied"]), (&2.into(), &0.into()));
+    assert_eq!((inode("folder/one"), inode("folder/zwei")), (one, two));
+    assert_finished(&env);
+}
+
+#[test]
+fn what_is_new_at_the_source_before_the_end_is_copied_too() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    origin.put("/stuck", page(MIB).behaves(Behaviour::StallAt(MIB / 2)));
+    origin.put("/dir/early", Page::of("early"));
+    let pid = begin(&env, origin.url(), &["--read-timeout", "0"]);
+    eventually("the end of the scan", || (status(&env)["phase"] == "hydrating").then_some(()));
+    origin.put("/late", Page::of("late"));
+    origin.put("/dir/late", Page::of("late"));
+    origin.put("/new/late", Page::of("late"));
+    origin.release();
+    until_dissolved(&env);
+    until_gone(pid);
+    for name in ["late", "dir/late", "new/late"] {
+        assert_eq!(read(dir(&env).join(name)).unwrap(), b"late", "{name}");
+    }
+    assert_finished(&env);
+}
+
+#[test]
+fn who_waits_is_told_when_a_limit_is_used_up_and_a_higher_one_goes_on() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    for number in 0..4 {
+        origin.put(&format!("/{number}"), page(MIB));
+    }
+    let ran = begin_and_wait(&env, origin.url(), &["--max-fetch", "2MiB"]).end();
+    assert_eq!(ran.code, Some(5), "{ran:?}\n{}", env.log());
+    assert!(ran.err.contains("--max-fetch 2097152 is used up"), "{ran:?}");
+    assert!(ran.err.contains("lazycopy unmount"), "{ran:?}");
+    assert_eq!(types_at(&dir(&env)), [OURS], "what is local is served");
+    unmounted(&env, &[]);
+    let ran = clone(&env, origin.url(), &["--wait", "--max-fetch", "4MiB"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
+    assert_eq!(origin.body_bytes(), 4 * MIB, "nothing travels twice");
+    assert_finished(&env);
+}
+
+#[test]
+fn a_clone_goes_on_where_a_copy_left_and_a_copy_where_a_clone_was_killed() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    for number in 0..6 {
+        origin.put(&format!("/{number}"), page(MIB));
+    }
+    let (code, summary) = copy(&env, origin.url(), &["--max-fetch", "2MiB"]);
+    assert_eq!(code, Some(5), "{summary}");
+    let ran = begin_and_wait(&env, origin.url(), &["--max-fetch", "4MiB"]).end();
+    assert_eq!(ran.code, Some(5), "{ran:?}\n{}", env.log());
+    let pid = daemon(&env);
+    kill_process(pid, Signal::KILL).unwrap();
+    until_gone(pid);
+    for word in ["verify", "forget"] {
+        let refused = env.run([OsStr::new(word), dir(&env).as_os_str()]);
+        assert_eq!(refused.code, Some(6), "{refused:?}");
+        assert!(refused.err.contains("dead mount") && refused.err.contains("lazycopy unmount"));
+    }
+    let (code, summary) = copy(&env, origin.url(), &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!(origin.body_bytes(), 6 * MIB, "nothing travels twice");
+    assert_finished(&env);
+}
+
+#[test]
+fn a_clone_goes_on_where_a_copy_of_a_local_tree_was_told_to_end() {
+    let Some(env) = Env::new() else { return };
+    for number in 0..60 {
+        env.put(format!("d{}/f{number}", number % 3), patterned(1, number, 100_000));
+    }
+    let (source, place) = (env.source(), dir(&env));
+    let words = ["copy", "--limit", "400KB", "--max-jobs", "1"].map(OsStr::new);
+    let args = words.into_iter().chain([source.as_os_str(), place.as_os_str()]);
+    let mut child = env.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let published = || -> Vec<(PathBuf, u64)> {
+        let found = (0..60).map(|number| place.join(format!("d{}/f{number}", number % 3)));
+        found.filter_map(|path| Some((path.clone(), fs::metadata(path).ok()?.ino()))).collect()
+    };
+    eventually("a published file", || (!published().is_empty()).then_some(()));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    let before = published();
+    let ran = clone(&env, &source, &["--wait"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}\n{}", env.log());
+    for (path, inode) in before {
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "copied again: {}", path.display());
+    }
+    assert_same(
+        &walk(&source, Compare::Everything),
+        &walk(&place, Compare::Everything),
+        "the plain directory",
+    );
+    assert_finished(&env);
+}

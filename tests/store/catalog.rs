@@ -67,7 +67,8 @@ pub(crate) fn publish(destination: &Destination, path: &str, ino: u64, bytes: &[
     let file = part(destination, bytes);
     let hash = hash_backing(&file, file.size()).unwrap();
     let version = version(ino, file.size());
-    let vouched = Vouched { version: &version, hash: &hash, proof: ProofClass::Transfer };
+    let vouched =
+        Vouched { version: &version, hash: &hash, proof: ProofClass::Transfer, origin: None };
     let candidate = Candidate {
         file: &file,
         path: &rel(path),
@@ -92,7 +93,12 @@ fn giving_up_a_part_late_forgets_nothing_that_was_published() {
         path: &rel("f"),
         metadata: &metadata(EntryKind::File, 0o444),
         replace: Replace::Never,
-        vouched: Some(Vouched { version: &version, hash: &hash, proof: ProofClass::Transfer }),
+        vouched: Some(Vouched {
+            version: &version,
+            hash: &hash,
+            proof: ProofClass::Transfer,
+            origin: None,
+        }),
     };
     destination.publish(candidate).unwrap();
     destination.abandon_part(&rel("f"), 7, &part).unwrap();
@@ -219,7 +225,8 @@ fn a_refused_publication_is_sealed_and_can_be_tried_again() {
     let file = part(&destination, b"ours");
     let hash = hash_backing(&file, 4).unwrap();
     let (path, version, wanted) = (rel("f"), version(2, 4), metadata(EntryKind::File, 0o444));
-    let vouched = Vouched { version: &version, hash: &hash, proof: ProofClass::Transfer };
+    let vouched =
+        Vouched { version: &version, hash: &hash, proof: ProofClass::Transfer, origin: None };
     let candidate = Candidate {
         file: &file,
         path: &path,

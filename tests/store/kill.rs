@@ -45,7 +45,7 @@ fn publish_all(destination: &Destination) {
             path,
             metadata: &wanted,
             replace: Replace::Never,
-            vouched: Some(Vouched { version, hash, proof: ProofClass::Transfer }),
+            vouched: Some(Vouched { version, hash, proof: ProofClass::Transfer, origin: None }),
         })
         .collect();
     let Some((alone, group)) = candidates.split_last() else { return };

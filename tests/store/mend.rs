@@ -38,6 +38,7 @@ fn rotten(directory: &Path) {
                 version: &version(2, content().len() as u64),
                 hash: &hash,
                 proof: ProofClass::Transfer,
+                origin: None,
             }),
         })
         .unwrap();
@@ -79,7 +80,12 @@ fn mend(destination: &Destination) {
                 path: &found.path,
                 metadata: &metadata,
                 replace: Replace::Only(old.identity()),
-                vouched: Some(Vouched { version: &record.version, hash: &hash, proof }),
+                vouched: Some(Vouched {
+                    version: &record.version,
+                    hash: &hash,
+                    proof,
+                    origin: None,
+                }),
             })
             .unwrap();
     }

@@ -54,7 +54,7 @@ fn a_receipt_needs_no_memory_for_its_entries() {
                 path,
                 metadata: &metadata,
                 replace: Replace::Never,
-                vouched: Some(Vouched { version, hash, proof: ProofClass::Transfer }),
+                vouched: Some(Vouched { version, hash, proof: ProofClass::Transfer, origin: None }),
             })
             .collect();
         destination.publish_group(&group).into_iter().for_each(|result| drop(result.unwrap()));

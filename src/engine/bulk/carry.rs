@@ -15,6 +15,7 @@ use crate::core::range::{BLOCK_SIZE, ByteRange, block_range};
 use crate::engine::bulk::land::Landed;
 use crate::engine::bulk::plan::{Batch, FileJob, Place};
 use crate::engine::bulk::{Bulk, send};
+use crate::engine::stats::Counter;
 use crate::error::{Error, Kind, Result};
 use crate::source::local::tree::{LocalDirectory, LocalFile};
 use crate::store::bulk::{Content, Finished, Ready, WholePart};
@@ -48,6 +49,30 @@ enum Carried {
     Lost,
 }
 
+/// Bytes of one file that are here before it is published: a large one moves the bar. Taken back if nothing becomes of it.
+struct Counted<'a> {
+    at: &'a Counter,
+    bytes: u64,
+}
+
+impl Counted<'_> {
+    fn add(&mut self, bytes: u64) {
+        self.at.add(bytes);
+        self.bytes += bytes;
+    }
+
+    /// Whoever publishes the file goes on with the count.
+    fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.at.sub(self.bytes);
+    }
+}
+
 impl<'a> Carrier<'a> {
     pub(super) fn new(bulk: &'a Bulk) -> Self {
         Self { bulk, given: vec![0; BUFFER], back: vec![0; BUFFER] }
@@ -66,21 +91,25 @@ impl<'a> Carrier<'a> {
                 }
             };
             match directory {
-                Ok(Some(directory)) => send(landed, self.carry_batch(&directory, batch)),
+                Ok(Some(directory)) => self.carry_batch(&directory, batch, landed),
                 Ok(None) => {}
                 Err(error) => self.bulk.failed(batch.directory.path(), &error),
             }
         }
     }
 
-    fn carry_batch(&mut self, directory: &LocalDirectory, batch: Batch) -> Landed {
+    fn carry_batch(&mut self, directory: &LocalDirectory, batch: Batch, to: &Sender<Landed>) {
         let mut landed = Landed::default();
         let mut again = Vec::new();
         for file in batch.files {
             if self.bulk.is_over() {
                 break;
             }
-            self.bulk.wait_until_allowed();
+            if self.bulk.is_held() {
+                // What is ready does not wait with us.
+                send(to, std::mem::take(&mut landed));
+                self.bulk.wait_until_allowed();
+            }
             let path = directory.path().child(&file.name);
             let carried = path.map(|path| (self.carry(directory, &path, &file), path));
             match carried {
@@ -101,7 +130,7 @@ impl<'a> Carrier<'a> {
             let place = Place::Path(directory.path().clone());
             landed.again.push(Batch { directory: place, ino: batch.ino, files: again });
         }
-        landed
+        send(to, landed);
     }
 
     fn carry(
@@ -117,9 +146,12 @@ impl<'a> Carrier<'a> {
             return Ok(Carried::Again);
         }
         let file = directory.open_file(&job.name).map_err(|error| error.at(path.as_path()))?;
-        let carried = self.carry_file(&file, path, job);
+        let bulk = self.bulk;
+        let mut counted = Counted { at: &bulk.engine.stats.carried_bytes, bytes: 0 };
+        let carried = self.carry_file(&file, path, job, &mut counted);
         match carried {
             Ok(Some((part, hash))) => {
+                counted.keep();
                 let fingerprint = job.attributes.fingerprint.clone();
                 let version = Version { ino: job.ino, fingerprint, is_settled: true };
                 let origin = Some(job.origin);
@@ -138,12 +170,15 @@ impl<'a> Carrier<'a> {
         file: &LocalFile,
         path: &RelPath,
         job: &FileJob,
+        counted: &mut Counted<'_>,
     ) -> Result<Option<(Finished, FileHash)>> {
         let size = job.attributes.size;
         let destination = &self.bulk.engine.destination;
         let part = destination.begin_whole().map_err(Error::of_destination)?;
         let is_clone = size >= CLONE_MIN && self.clone(file, &part);
-        let Some(blocks) = self.bring(file, &part, job, is_clone)? else { return Ok(None) };
+        let Some(blocks) = self.bring(file, &part, job, is_clone, counted)? else {
+            return Ok(None);
+        };
         // After the last byte: a writer that came meanwhile is noticed here.
         if file.attributes()?.fingerprint != job.attributes.fingerprint {
             return Ok(None);
@@ -178,6 +213,7 @@ impl<'a> Carrier<'a> {
         part: &WholePart,
         job: &FileJob,
         is_clone: bool,
+        counted: &mut Counted<'_>,
     ) -> Result<Option<Vec<BlockHash>>> {
         let size = job.attributes.size;
         let is_sparse = job.attributes.is_sparse();
@@ -216,6 +252,7 @@ impl<'a> Carrier<'a> {
                 let end = start + usize::try_from(block_range(index, size).len()).ok()?;
                 hash_block(index, size, &self.given[start..end])
             }));
+            counted.add(piece.len());
             offset = piece.end;
         }
         Ok(Some(blocks))

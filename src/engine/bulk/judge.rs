@@ -57,6 +57,10 @@ impl Judged {
         let Some(recorded) = &name.attributes else { return false };
         let mut recorded = recorded.unpack();
         recorded.accessed = attributes.accessed;
+        if attributes.kind != EntryKind::File {
+            // It has only grown older.
+            recorded.is_settled = attributes.is_settled;
+        }
         name.ino == self.ino && recorded == *attributes
     }
 }
@@ -101,7 +105,7 @@ impl Bulk {
                 let record = EntryRecord { path: seen.path.clone(), ..record.clone() };
                 destination.remove_published(&record)?
             }
-            (None, Some(other), Some(here)) if other.kind == here.kind => {
+            (None, Some(other), Some(here)) if here.is_of(other) => {
                 destination.remove_other(seen.path, here)?
             }
             _ => return Err(in_the_way(seen.path)),
@@ -122,10 +126,14 @@ impl Bulk {
             && is_placed(here, placed)
         {
             let ino = record.version.ino;
-            self.found(seen.path, record);
             if let Some(identity) = attributes.identity {
-                self.links.get_or_insert(identity, (seen.path.clone(), ino));
+                let (first, ino) = self.links.get_or_insert(identity, (seen.path.clone(), ino));
+                if first != *seen.path && self.engine.destination.abilities().hard_links {
+                    // Copied as two, by a pass that was cut off; or they became one at the source since.
+                    return self.link_to(&seen, Some(record), first, ino);
+                }
             }
+            self.found(seen.path, record);
             if !is_unchanged(&seen) {
                 self.renew_file(&seen)?;
             }
@@ -144,23 +152,21 @@ impl Bulk {
             let ino = record.version.ino;
             return Ok(Judged { ino, decision: Decision::Leave, target: None });
         }
+        // One number for all names of a file: by it a later pass finds the first.
+        let linked = attributes.identity.and_then(|identity| self.links.get(&identity));
+        let own = linked.filter(|(first, _)| first == seen.path).map(|(_, ino)| ino);
+        let ino = recorded.map(|record| record.version.ino).or(own);
+        let ino = ino.unwrap_or_else(|| self.engine.tree.inos.next());
         let replace = match &seen.here {
             None => Replace::Never,
             Some(here) if self.is_ours(&seen, file.as_ref(), here)? => Replace::Only(here.identity),
-            Some(_) => {
-                let ino = recorded.map_or_else(|| self.engine.tree.inos.next(), |r| r.version.ino);
-                return Ok(Judged { ino, decision: Decision::Leave, target: None });
-            }
+            Some(_) => return Ok(Judged { ino, decision: Decision::Leave, target: None }),
         };
         if file.as_ref().is_some_and(|record| record.version.fingerprint != attributes.fingerprint)
         {
             self.engine.stats.files_changed.increment();
         }
         let is_new = file.is_none() && seen.here.is_none() && attributes.identity.is_none();
-        let ino = match recorded {
-            Some(record) => record.version.ino,
-            None => self.engine.tree.inos.next(),
-        };
         if let Some(identity) = attributes.identity {
             let (first, ino) = self.links.get_or_insert(identity, (seen.path.clone(), ino));
             if first != *seen.path {
@@ -224,6 +230,7 @@ impl Bulk {
                 kind: EntryKind::File,
                 link_of: Some(first),
                 losses: Vec::new(),
+                placed: None,
             }),
             (false, _) if is_ours => {
                 Decision::Link { first, replace: Replace::Only(here.identity) }
@@ -249,7 +256,7 @@ impl Bulk {
                 let placed = record.and_then(|record| record.placed());
                 Ok(placed.is_some_and(|placed| is_placed(here, placed)))
             }
-            None => Ok(other.kind == here.kind && here.kind != EntryKind::Directory),
+            None => Ok(here.is_of(other)),
         }
     }
 
@@ -267,19 +274,18 @@ impl Bulk {
             return judged(Decision::Carry { replace: Replace::Never, is_new: false });
         };
         let kind = seen.attributes.kind;
-        let is_said = seen.other.as_ref().is_some_and(|other| other.kind == here.kind);
-        let is_alike = here.kind == kind
-            && match &target {
-                Some(target) => self.engine.destination.existing_target(seen.path)? == *target,
-                None => is_said,
-            };
+        let is_said = seen.other.as_ref().is_some_and(|other| here.is_of(other));
+        let destination = &self.engine.destination;
+        let is_alike = destination.is_alike(seen.path, here, seen.attributes, target.as_deref())?;
         match (is_alike, is_said) {
             (true, true) if is_same => judged(Decision::Nothing),
             (true, _) => {
                 let metadata = self.metadata_of(&seen)?;
                 let losses = self.renew(seen.path, &metadata)?;
+                let now = destination.existing(seen.path)?;
+                let placed = Some(now.unwrap_or(*here).placed());
                 let (path, link_of) = (seen.path.clone(), None);
-                judged(Decision::Said(OtherRecord { path, kind, link_of, losses }))
+                judged(Decision::Said(OtherRecord { path, kind, link_of, losses, placed }))
             }
             (false, true) => {
                 let replace = Replace::Only(here.identity);
@@ -335,9 +341,7 @@ fn is_unchanged(seen: &Seen<'_>) -> bool {
 }
 
 fn is_placed(here: &Existing, placed: Placed) -> bool {
-    here.kind == EntryKind::File
-        && (here.identity.inode, here.size, here.modified)
-            == (placed.inode, placed.size, placed.modified)
+    here.kind == EntryKind::File && here.placed() == placed
 }
 
 fn in_the_way(path: &RelPath) -> Error {

@@ -146,8 +146,10 @@ impl<'a> Publisher<'a> {
                     What::Special => return counts.specials.increment(),
                     What::Moved(size) => {
                         counts.renamed.increment();
+                        stats.carried_bytes.add(size);
                         size
                     }
+                    // Its bytes were counted as they came.
                     What::File(size) => {
                         counts.copied.increment();
                         counts.copied_bytes.add(size);
@@ -156,12 +158,18 @@ impl<'a> Publisher<'a> {
                 };
                 stats.count_proof(ProofClass::Transfer);
                 stats.carried.increment();
-                stats.carried_bytes.add(size);
                 tracing::debug!(%path, size, "published");
             }
-            // Somebody else's file has its name, or came a moment ago: the engine compares.
-            Err(error) if error.kind() == Kind::Exists => self.left.push(path),
-            Err(error) => self.bulk.failed(&path, &error),
+            Err(error) => {
+                if let What::File(size) = what {
+                    stats.carried_bytes.sub(size);
+                }
+                match error.kind() {
+                    // Somebody else's file has its name, or came a moment ago: the engine compares.
+                    Kind::Exists => self.left.push(path),
+                    _ => self.bulk.failed(&path, &error),
+                }
+            }
         }
     }
 

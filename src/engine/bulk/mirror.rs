@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use crate::core::attributes::{Attributes, EntryKind, SETTLE_TIME};
 use crate::core::path::RelPath;
+use crate::engine::bulk::gone::{Gone, count_removed, in_order, refuse_too_many, remove};
 use crate::engine::bulk::land::{Landed, Publisher};
-use crate::engine::bulk::plan::{Batch, FileJob, Gone, LinkJob, Move, Place, Plan};
+use crate::engine::bulk::plan::{Batch, FileJob, LinkJob, Move, Place, Plan};
 use crate::engine::bulk::{Bulk, LOOK, TRIES};
 use crate::error::{Error, Kind, Result};
-use crate::store::bulk::{Content, Ready, Removed};
-use crate::store::catalog::{EntryPhase, NameChange, NameRecord, OtherRecord, Packed};
+use crate::store::bulk::{Content, Ready};
+use crate::store::catalog::{NameChange, NameRecord, OtherRecord, Packed};
 use crate::store::{Metadata, Replace};
 use crate::sync::Ordering;
 
@@ -19,14 +20,12 @@ const BATCH: usize = 4096;
 impl Bulk {
     /// Refuses more deletions than are allowed, before any is done.
     pub(super) fn check_deletions(&self, plan: &Plan) -> Result<()> {
-        let gone = u64::try_from(plan.gone.len()).unwrap_or(u64::MAX);
-        let Some(most) = self.settings.delete else { return Ok(()) };
-        if gone > most && !self.is_blind() && !self.settings.is_dry {
-            return Err(Error::new(Kind::Limit, "delete in destination")
-                .because(format!("{gone} entries are gone at the source, more than the {most} that may be deleted at once; nothing was deleted"))
-                .hint(format!("if that is right: --max-delete {gone}")));
+        match self.settings.delete {
+            Some(most) if !self.is_blind() && !self.settings.is_dry => {
+                refuse_too_many(plan.gone.len(), most)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// What was gone is not known where something could not be listed.
@@ -156,11 +155,15 @@ impl Bulk {
             let links = std::mem::take(&mut plan.links);
             self.make_links(publisher, links)?;
         }
-        let mut gone = std::mem::take(&mut plan.gone);
-        // Further names of a file before its first: by that they are known.
-        gone.sort_by_key(|one| !matches!(one, Gone::Other(_)));
+        let gone = std::mem::take(&mut plan.gone);
         if self.settings.delete.is_none() || self.is_blind() {
             self.counts.gone.add(gone.len() as u64);
+            if self.settings.delete.is_some() && !gone.is_empty() {
+                tracing::warn!(
+                    gone = gone.len(),
+                    "nothing was deleted: not everything of the source could be looked at"
+                );
+            }
         } else if !gone.is_empty() {
             self.ensure_begun()?;
             self.delete(publisher, gone, &mut plan.finish)?;
@@ -178,16 +181,8 @@ impl Bulk {
         self.ensure_begun()?;
         let destination = &self.engine.destination;
         for LinkJob { first, path, replace } in links {
-            let made = match replace {
-                Replace::Never => destination.link_later(&first, &path),
-                Replace::Only(former) => destination
-                    .existing(&path)
-                    .and_then(|now| match now.filter(|now| now.identity == former) {
-                        Some(now) => destination.remove_other(&path, &now).map(drop),
-                        None => Ok(()),
-                    })
-                    .and_then(|()| destination.link_later(&first, &path)),
-            };
+            tracing::debug!(%first, %path, ?replace, "one more name");
+            let made = destination.link_later(&first, &path, replace);
             match made {
                 Ok(()) => {
                     self.counts.linked.increment();
@@ -197,6 +192,7 @@ impl Bulk {
                         kind: EntryKind::File,
                         link_of: Some(first),
                         losses: Vec::new(),
+                        placed: None,
                     }));
                 }
                 Err(error) => self.failed(&path, &error.of_destination()),
@@ -212,85 +208,27 @@ impl Bulk {
         gone: Vec<Gone>,
         finish: &mut BTreeSet<RelPath>,
     ) -> Result<()> {
-        let mut directories = BTreeSet::new();
-        for (count, one) in gone.into_iter().enumerate() {
+        for (count, one) in in_order(gone).into_iter().enumerate() {
             if self.is_over() {
                 break;
             }
-            finish.extend(one.path().parent());
-            match one {
-                Gone::Directory(path) => {
-                    directories.insert(path);
+            let path = one.path();
+            finish.extend(path.parent());
+            if matches!(one, Gone::Directory(_)) {
+                finish.remove(path);
+            }
+            match remove(&self.engine.destination, &one) {
+                Ok(removed) if count_removed(&self.counts, path, removed) => {
+                    publisher.forget(path.clone());
                 }
-                other => {
-                    let path = other.path().clone();
-                    let removed = self.remove(&other);
-                    self.removed(publisher, path, removed);
-                }
+                Ok(_) => {}
+                Err(error) => self.failed(path, &error),
             }
             if count % BATCH == BATCH - 1 {
                 publisher.finish()?;
             }
         }
-        // A directory sorts before what is in it.
-        for path in directories.into_iter().rev() {
-            finish.remove(&path);
-            let removed = self.engine.destination.remove_directory(&path);
-            self.removed(publisher, path, removed);
-        }
         publisher.finish()
-    }
-
-    fn remove(&self, gone: &Gone) -> Result<Removed> {
-        let destination = &self.engine.destination;
-        match gone {
-            Gone::File(record) if matches!(record.phase, EntryPhase::Published(_)) => {
-                destination.remove_published(record)
-            }
-            // Its part is swept at the next start.
-            Gone::File(_) => Ok(Removed::Gone),
-            Gone::Directory(path) => destination.remove_directory(path),
-            Gone::Other(record) => self.remove_other(record),
-        }
-    }
-
-    fn remove_other(&self, record: &OtherRecord) -> Result<Removed> {
-        let destination = &self.engine.destination;
-        let Some(now) = destination.existing(&record.path)? else { return Ok(Removed::Gone) };
-        let is_ours = match &record.link_of {
-            // One more name: the bytes stay under the others. Whether it still is one cannot be told once the first is gone: then it stays.
-            Some(first) => {
-                let first = destination.catalog().entry(first)?.and_then(|entry| entry.placed());
-                now.kind == EntryKind::File
-                    && first.is_some_and(|placed| {
-                        (now.identity.inode, now.size, now.modified)
-                            == (placed.inode, placed.size, placed.modified)
-                    })
-            }
-            None => now.kind == record.kind,
-        };
-        match is_ours {
-            true => destination.remove_other(&record.path, &now),
-            false => Ok(Removed::Changed),
-        }
-    }
-
-    fn removed(&self, publisher: &mut Publisher<'_>, path: RelPath, removed: Result<Removed>) {
-        match removed {
-            Ok(Removed::Gone) => {
-                self.counts.deleted.increment();
-                publisher.forget(path);
-            }
-            Ok(Removed::Changed) => {
-                self.counts.kept.increment();
-                tracing::warn!(%path, "gone at the source, and kept: it was changed in the destination");
-            }
-            Ok(Removed::NotEmpty) => {
-                self.counts.kept.increment();
-                tracing::warn!(%path, "gone at the source, and kept: it holds something that is not of this copy");
-            }
-            Err(error) => self.failed(&path, &error.of_destination()),
-        }
     }
 
     /// Deepest first. The root is finished last, by itself.
@@ -304,6 +242,7 @@ impl Bulk {
                 return Ok(());
             }
             self.ensure_begun()?;
+            tracing::debug!(%path, "directory gets its metadata");
             match self.finish_directory(path) {
                 Ok(None) => {}
                 Ok(Some(record)) => {
@@ -334,6 +273,6 @@ impl Bulk {
         let losses = destination.finish_directory_later(path, &metadata);
         let losses = losses.map_err(Error::of_destination)?;
         let (path, kind) = (path.clone(), EntryKind::Directory);
-        Ok(Some(OtherRecord { path, kind, link_of: None, losses }))
+        Ok(Some(OtherRecord { path, kind, link_of: None, losses, placed: None }))
     }
 }

@@ -12,12 +12,16 @@
 //! | `land` | the publisher |
 //! | [`plan`] | what a pass found; renames |
 //! | `mirror` | deletions, links, directories: what comes after the bytes |
+//! | `gone` | what the source has no more: found, taken out |
+//! | [`remote`] | a source on another machine: what its pass finds before the bytes and does after them |
 
 mod carry;
+mod gone;
 mod judge;
 mod land;
 mod mirror;
 pub mod plan;
+pub mod remote;
 mod scan;
 
 use std::sync::{Arc, OnceLock};
@@ -84,6 +88,8 @@ pub struct Counts {
     pub kept: Counter,
     /// Entries that the filter leaves out; a directory counts once.
     pub left_out: Counter,
+    /// Requests for bytes that a dry run would make.
+    pub requests: Counter,
 }
 
 /// Called once, before the first change to DIR.
@@ -300,12 +306,13 @@ impl Bulk {
 
     /// Waits while it is paused, or the destination has too little room; the beat of the daemon looks.
     fn wait_until_allowed(&self) {
-        let is_held = || {
-            self.engine.is_short_of_room() || self.engine.switch().state() == SwitchState::Paused
-        };
-        while is_held() && !self.is_over() {
+        while self.is_held() && !self.is_over() {
             std::thread::sleep(LOOK);
         }
+    }
+
+    fn is_held(&self) -> bool {
+        self.engine.is_short_of_room() || self.engine.switch().state() == SwitchState::Paused
     }
 
     /// Waits until `bytes` more may come, where the rate is limited.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use crate::core::attributes::{Attributes, Timestamp, Validator};
 use crate::core::path::RelPath;
+use crate::engine::bulk::gone::Gone;
 use crate::source::local::tree::LocalDirectory;
 use crate::store::Replace;
-use crate::store::catalog::{EntryPhase, EntryRecord, OtherRecord};
+use crate::store::catalog::{EntryPhase, EntryRecord};
 
 /// Some files of one directory.
 #[derive(Debug)]
@@ -57,15 +58,6 @@ pub(super) struct LinkJob {
     pub(super) first: RelPath,
     pub(super) path: RelPath,
     pub(super) replace: Replace,
-}
-
-/// Something that DIR has of this copy, and the source has not.
-#[derive(Debug, Clone)]
-pub(super) enum Gone {
-    File(Box<EntryRecord>),
-    Other(OtherRecord),
-    /// A directory; what was in it is listed too.
-    Directory(RelPath),
 }
 
 /// A file that has another name at the source now.
@@ -146,15 +138,5 @@ impl Plan {
             !moved.contains(&(index - 1))
         });
         self.batches.retain(|batch| !batch.files.is_empty());
-    }
-}
-
-impl Gone {
-    pub(super) fn path(&self) -> &RelPath {
-        match self {
-            Gone::File(record) => &record.path,
-            Gone::Other(record) => &record.path,
-            Gone::Directory(path) => path,
-        }
     }
 }

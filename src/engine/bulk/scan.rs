@@ -1,7 +1,7 @@
 //! Directory by directory: what the source has beside what the catalog and DIR have.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use crossbeam::channel::{self, Receiver, Sender};
@@ -10,9 +10,10 @@ use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::filter::Scope;
 use crate::core::path::RelPath;
 use crate::engine::ROOT_INO;
+use crate::engine::bulk::gone::find_gone;
 use crate::engine::bulk::judge::{Decision, Seen};
 use crate::engine::bulk::land::Landed;
-use crate::engine::bulk::plan::{Batch, FileJob, Gone, LinkJob, Place, Plan};
+use crate::engine::bulk::plan::{Batch, FileJob, LinkJob, Place, Plan};
 use crate::engine::bulk::{Bulk, send};
 use crate::error::Result;
 use crate::source::local::tree::{LocalDirectory, LocalEntry, LocalListing};
@@ -207,60 +208,13 @@ impl<'a> Scanner<'a> {
 
     /// What is recorded and not listed.
     fn find_gone(&mut self, job: &Job, looked: &mut Looked, listing: &LocalListing) -> Result<()> {
-        let catalog = self.bulk.engine.destination.catalog();
-        let find = |name: &OsString| {
-            let found = listing.entries.binary_search_by(|entry| entry.name.cmp(name));
+        let engine = &self.bulk.engine;
+        let find = |name: &OsStr| {
+            let found = listing.entries.binary_search_by(|entry| entry.name.as_os_str().cmp(name));
             found.ok().map(|index| listing.entries[index].kind)
         };
-        let filter = &self.bulk.engine.settings.hydrate.filter;
-        let is_left_out =
-            |path: &RelPath, is_directory| filter.scope(path, is_directory).is_left_out();
-        for (name, record) in &looked.known.files {
-            if find(name).is_none_or(|kind| kind == EntryKind::Directory) {
-                let path = job.path.child(name)?;
-                if !is_left_out(&path, false) {
-                    self.plan
-                        .gone
-                        .push(Gone::File(Box::new(EntryRecord { path, ..record.clone() })));
-                }
-            }
-        }
-        let mut below: BTreeSet<&OsString> = looked.known.below.iter().collect();
-        for (name, record) in &looked.known.others {
-            match (record.kind, find(name)) {
-                (EntryKind::Directory, _) => {
-                    below.insert(name);
-                }
-                (_, None | Some(EntryKind::Directory)) if !is_left_out(&record.path, false) => {
-                    self.plan.gone.push(Gone::Other(record.clone()));
-                }
-                _ => {}
-            }
-        }
-        for name in below {
-            if find(name) == Some(EntryKind::Directory) {
-                continue;
-            }
-            let path = job.path.child(name)?;
-            catalog.entries_below(&path, |record| {
-                if record.path != path && !is_left_out(&record.path, false) {
-                    self.plan.gone.push(Gone::File(Box::new(record)));
-                }
-                Ok(())
-            })?;
-            for record in catalog.others_below(&path)? {
-                if is_left_out(&record.path, record.kind == EntryKind::Directory) {
-                    continue;
-                }
-                self.plan.gone.push(match record.kind {
-                    EntryKind::Directory => Gone::Directory(record.path),
-                    _ => Gone::Other(record),
-                });
-            }
-            if !is_left_out(&path, true) {
-                self.plan.gone.push(Gone::Directory(path));
-            }
-        }
+        let (catalog, filter) = (engine.destination.catalog(), &engine.settings.hydrate.filter);
+        self.plan.gone.extend(find_gone((catalog, filter), &job.path, &looked.known, find)?);
         for (name, _) in &looked.known.names {
             if find(name).is_none() {
                 let (parent, name) = (job.ino, name.clone());

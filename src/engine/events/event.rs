@@ -76,8 +76,27 @@ pub enum Event {
         run: String,
         /// Number of jobs.
         jobs: u64,
-        /// `complete`, `complete-with-warnings`, `failed`; `None` at the beginning.
+        /// `complete`, `complete-with-warnings`, `failed`, `stopped`; `None` at the beginning.
         outcome: Option<Word>,
+    },
+    /// One job of `lazycopy run`.
+    RunJob {
+        /// Which end of it.
+        what: Step,
+        /// Its name in the file.
+        name: String,
+        /// Without secrets.
+        source: String,
+        /// DIR.
+        dest: String,
+        /// `complete`, `complete-with-warnings`, `failed`, `stopped`; `None` at the beginning.
+        outcome: Option<Word>,
+        /// Exit code; `None` at the beginning.
+        exit: Option<u8>,
+        /// For people.
+        warnings: Vec<String>,
+        /// Why it failed, for people.
+        message: Option<String>,
     },
     /// The source is listed.
     Scan {

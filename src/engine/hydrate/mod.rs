@@ -6,8 +6,10 @@
 //! | `walk`, `content` | directories are listed ahead of them; what each holds for the copy |
 //! | `entry` | one file or other entry |
 //! | `place` | what is no file: links, special files, the metadata of directories |
+//! | `again` | one more look before the end |
 //! | [`board`] | which worker works where, for status |
 
+mod again;
 pub mod board;
 mod content;
 mod entry;

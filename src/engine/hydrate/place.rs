@@ -87,15 +87,20 @@ impl Engine {
         };
         let destination = Arc::clone(&self.destination);
         let losses = on_disk("publish entry", move || {
-            if destination.existing(&path)?.is_some() {
-                // Compared before the start.
-                return destination.note_existing(&path, metadata.attributes.kind).map(|()| 0);
+            let mut replace = Replace::Never;
+            if let Some(here) = destination.existing(&path)? {
+                let target = target.as_deref();
+                if destination.is_alike(&path, &here, &metadata.attributes, target)? {
+                    return destination.note_existing(&path, &here).map(|()| 0);
+                }
+                let known = destination.catalog().other(&path)?;
+                if known.is_some_and(|known| here.is_of(&known)) {
+                    replace = Replace::Only(here.identity);
+                }
             }
             let published = match target {
-                Some(target) => {
-                    destination.publish_symlink(&path, &target, &metadata, Replace::Never)
-                }
-                None => destination.publish_node(&path, &metadata, Replace::Never),
+                Some(target) => destination.publish_symlink(&path, &target, &metadata, replace),
+                None => destination.publish_node(&path, &metadata, replace),
             };
             Ok(published?.map(|published| published.losses.len()).unwrap_or(1)) // 1: not possible here
         })

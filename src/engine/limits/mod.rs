@@ -26,6 +26,7 @@ use crate::core::range::BLOCK_SIZE;
 use crate::engine::events::{Event, Events};
 use crate::error::{Error, Kind, Result};
 use crate::store::catalog::{Catalog, OrderedRate};
+use crate::sync::{AtomicU64, Ordering};
 
 pub(crate) use ration::Ration;
 
@@ -83,6 +84,8 @@ pub struct Limits {
     resting: watch::Sender<Option<tokio::time::Instant>>,
     /// Told when who waits should look again.
     changed: Notify,
+    /// Who waits for a quota. Relaxed: a number of itself.
+    starving: AtomicU64,
 }
 
 impl Limits {
@@ -109,6 +112,7 @@ impl Limits {
             saved: ArcSwap::from_pointee(used),
             resting: watch::Sender::new(None),
             changed: Notify::new(),
+            starving: AtomicU64::new(0),
         })
     }
 
@@ -153,6 +157,11 @@ impl Limits {
     /// The quota that keeps hydration from going on, in words.
     pub fn used_up(&self) -> Option<String> {
         self.quota.used_up(BLOCK_SIZE, today()).map(|what| self.in_words(what))
+    }
+
+    /// Whether something in the background waits for a quota that is used up.
+    pub fn keeps_waiting(&self) -> bool {
+        self.starving.load(Ordering::Relaxed) > 0 && self.used_up().is_some()
     }
 
     /// Why the source is not asked now, and for how long: it failed too often.
@@ -237,6 +246,7 @@ impl Limits {
 
     /// Waits until the source may be asked for something that nobody waits for; returns how many bytes at most.
     pub(super) async fn until_allowed(&self) -> u64 {
+        let mut starving = None;
         loop {
             self.until_asked_again().await;
             match self.quota.left(BLOCK_SIZE, today()) {
@@ -246,6 +256,7 @@ impl Limits {
                 }
                 Err(refused) => self.tell_refused(refused),
             }
+            starving.get_or_insert_with(|| Starving::new(&self.starving));
             drop(tokio::time::timeout(LOOK, self.changed.notified()).await);
         }
     }
@@ -315,6 +326,22 @@ impl Limits {
         })?;
         self.tell_lifted();
         Ok(reserved)
+    }
+}
+
+/// One that waits for a quota.
+struct Starving<'a>(&'a AtomicU64);
+
+impl<'a> Starving<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

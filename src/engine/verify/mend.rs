@@ -162,7 +162,7 @@ impl Verification {
             path: &record.path,
             metadata: &metadata,
             replace: former.map_or(Replace::Never, Replace::Only),
-            vouched: Some(Vouched { version: &record.version, hash: &hash, proof }),
+            vouched: Some(Vouched { version: &record.version, hash: &hash, proof, origin: None }),
         })?;
         destination.catalog().flush()?;
         // The old inode is still open, so its number is nobody else's.

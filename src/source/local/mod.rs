@@ -85,6 +85,12 @@ impl LocalSource {
         Ok(Self { display_name: Self::display_name_of(path), root: Arc::new(root), calls })
     }
 
+    /// The same source under another name: what is read is a snapshot of it.
+    #[must_use]
+    pub fn shown_as(self, display_name: String) -> Self {
+        Self { display_name, ..self }
+    }
+
     /// Runs `work` where it may block.
     async fn blocking<T: Send + 'static>(
         &self,

@@ -17,6 +17,7 @@ use crate::store::catalog::{
     EntryPhase, EntryRecord, IntentEnd, KnownFiles, NameChange, OtherRecord, Part, ProofClass,
     Step, Version,
 };
+use crate::store::cut::cut_after;
 use crate::store::destination::Disk;
 use crate::store::publish::Replace;
 use crate::store::recovery::{Final, placed_of};
@@ -102,12 +103,14 @@ pub struct Steps {
     placed: Vec<Ready>,
     /// Intents of the last step that came to nothing.
     failed: Vec<(RelPath, u64)>,
+    /// Steps that were begun.
+    count: u64,
 }
 
 impl Destination {
     /// Begins steps. Nothing else publishes the same names meanwhile.
     pub fn steps(&self) -> Steps {
-        Steps { disk: Arc::clone(&self.disk), placed: Vec::new(), failed: Vec::new() }
+        Steps { disk: Arc::clone(&self.disk), placed: Vec::new(), failed: Vec::new(), count: 0 }
     }
 }
 
@@ -118,6 +121,7 @@ impl Steps {
     /// # Errors
     /// After a failed sync nothing of this step and the one before is published; as a durable write of the catalog. The copy has to end.
     pub fn step(&mut self, mut said: Said) -> Result<(Vec<Outcome>, KnownFiles)> {
+        self.count += 1;
         let mut outcomes = Vec::new();
         let mut ready = Vec::with_capacity(said.ready.len());
         let mut intents = Vec::with_capacity(said.ready.len());
@@ -131,8 +135,10 @@ impl Steps {
             }
         }
         self.sync(&ready).map_err(|error| self.take_back(error))?;
+        self.cut_after("synced");
         let placed = std::mem::take(&mut self.placed);
         let (counts, known) = self.record(&placed, &intents, &said)?;
+        self.cut_after("recorded");
         outcomes.extend(placed.into_iter().map(Ready::succeeded));
         let mut counts = counts.into_iter();
         let mut parents = HashMap::new();
@@ -146,14 +152,24 @@ impl Steps {
                 self.place(&mut parents, &one)
             };
             match placed {
-                Ok(()) => self.placed.push(one.named()),
+                Ok(()) => {
+                    self.placed.push(one.named());
+                    self.cut_after("placed one");
+                }
                 Err(error) => {
                     self.failed.extend(one.ino().map(|ino| (one.path.clone(), ino)));
                     outcomes.push(one.failed(error));
                 }
             }
         }
+        self.cut_after("placed");
         Ok((outcomes, known))
+    }
+
+    fn cut_after(&self, what: &str) {
+        if cfg!(debug_assertions) {
+            cut_after(&format!("step {} {what}", self.count));
+        }
     }
 
     /// Whether the last step left something for another.
@@ -299,7 +315,7 @@ impl Disk {
     }
 
     /// Gives a published file another name, if it is still what was published.
-    fn move_published(
+    pub(super) fn move_published(
         &self,
         record: &EntryRecord,
         from: &OwnedFd,
@@ -350,7 +366,7 @@ impl Ready {
     fn other(&self) -> Option<OtherRecord> {
         let Content::Special(part, kind) = &self.content else { return None };
         let (path, losses) = (self.path.clone(), part.losses.clone());
-        Some(OtherRecord { path, kind: *kind, link_of: None, losses })
+        Some(OtherRecord { path, kind: *kind, link_of: None, losses, placed: Some(part.placed) })
     }
 
     /// It has its final name: its part is none any more.

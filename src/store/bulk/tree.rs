@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -11,8 +12,12 @@ use crate::error::{Kind, Result};
 use crate::store::catalog::{EntryPhase, EntryRecord};
 use crate::store::metadata::{self, Metadata, Target};
 use crate::store::recovery::placed_of;
-use crate::store::root::{UNFINISHED_DIRECTORY, forget_inherited_acls, open_beneath, stat_entry};
-use crate::store::{Destination, Existing, MetadataLoss};
+use crate::store::root::{
+    UNFINISHED_DIRECTORY, forget_inherited_acls, open_beneath, stat_entry, sync_directory,
+};
+use crate::store::{Destination, Existing, Identity, MetadataLoss, Replace};
+
+use super::part::Scratch;
 
 /// What became of something that was to be taken out of DIR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,17 +98,30 @@ impl Destination {
         metadata::apply(disk, &target, path, metadata)
     }
 
-    /// Gives the published file `existing` one more name; made durable and recorded by the next step.
+    /// Gives the published file `existing` one more name; made durable and recorded by the next step. What `replace` lets go has the name
+    /// until the link has it.
     ///
     /// # Errors
     /// As [`Destination::publish_hard_link`].
-    pub fn link_later(&self, existing: &RelPath, new: &RelPath) -> Result<()> {
+    pub fn link_later(&self, existing: &RelPath, new: &RelPath, replace: Replace) -> Result<()> {
         let disk = &self.disk;
         disk.check_path(existing)?;
         disk.check_path(new)?;
+        let failed = |errno| disk.root.error("make hard link", new, errno);
         let (from, to) = (disk.root.parent_of(existing)?, disk.root.parent_of(new)?);
-        rustix::fs::linkat(&from, existing.name(), &to, new.name(), AtFlags::empty())
-            .map_err(|errno| disk.root.error("make hard link", new, errno))
+        let link = |to: BorrowedFd<'_>, name: &OsStr| {
+            rustix::fs::linkat(&from, existing.name(), to, name, AtFlags::empty()).map_err(failed)
+        };
+        if replace == Replace::Never {
+            return link(to.as_fd(), new.name());
+        }
+        let (parts, name) = (disk.state.parts(), disk.part_name(disk.ids.next()));
+        link(parts, OsStr::new(&name))?;
+        let scratch = Scratch { disk: Arc::clone(disk), name, is_placed: false };
+        let stat = stat_entry(parts, OsStr::new(&scratch.name)).map_err(failed)?;
+        let identity = stat.map(|stat| Identity::of(&stat)).ok_or_else(|| failed(Errno::NOENT))?;
+        // Between two names of one inode rename(2) does nothing: then the scratch goes, as after an error.
+        disk.place(&scratch.name, identity, to.as_fd(), new, replace)
     }
 
     /// Takes a published file out of DIR if it is still what was published. Looked at after it has lost its name, so that nobody's change
@@ -122,6 +140,22 @@ impl Destination {
             let is_file = FileType::from_raw_mode(stat.st_mode).is_file();
             Ok(is_file && placed_of(&stat) == placed)
         })
+    }
+
+    /// Gives the published file of `record` another name, durably, and forgets it: what it is under that name is to be found out anew.
+    ///
+    /// # Errors
+    /// `Stale` if it is not what was published any more; `Exists` if something has the name; else as rename(2).
+    pub fn move_published(&self, record: &EntryRecord, path: &RelPath) -> Result<()> {
+        let disk = &self.disk;
+        let to = disk.ensure_parent(path)?;
+        let from = disk.root.parent_of(&record.path)?;
+        disk.move_published(record, &from, &to, path)?;
+        for directory in [&to, &from] {
+            sync_directory(directory.as_fd())
+                .map_err(|errno| disk.root.error("sync directory of", path, errno))?;
+        }
+        disk.catalog.forget_entry(&record.path)
     }
 
     /// As [`Destination::remove_published`] for one more name of a file, or a special entry, that is `known`.
@@ -148,6 +182,8 @@ impl Destination {
             .open(&path.parent().unwrap_or_else(RelPath::root), OFlags::RDONLY | OFlags::DIRECTORY)
         {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Removed::Gone),
+            // A link or another mount in the place of the directory: what lies behind it is not ours, and ours is gone.
+            Err(Errno::LOOP | Errno::XDEV) => return Ok(Removed::Gone),
             parent => parent.map_err(failed)?,
         };
         let (parts, scratch) = (disk.state.parts(), disk.part_name(disk.ids.next()));
@@ -182,6 +218,7 @@ impl Destination {
             .open(&path.parent().unwrap_or_else(RelPath::root), OFlags::RDONLY | OFlags::DIRECTORY)
         {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Removed::Gone),
+            Err(Errno::LOOP | Errno::XDEV) => return Ok(Removed::Gone),
             parent => parent.map_err(failed)?,
         };
         match rustix::fs::unlinkat(&parent, path.name(), AtFlags::REMOVEDIR) {

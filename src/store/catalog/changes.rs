@@ -270,16 +270,17 @@ impl Catalog {
         kind: EntryKind,
         link_of: Option<&RelPath>,
         losses: Option<&[MetadataLoss]>,
+        placed: Option<Placed>,
     ) -> Result<()> {
         self.database.write("record entry", Commit::Later, |transaction| {
             let mut others = transaction.open_table(OTHERS)?;
             let known = get_other(&others, path.as_bytes())?;
             let kept = known.as_ref().map(|known| known.losses.clone()).unwrap_or_default();
             let losses = losses.map_or(kept, <[_]>::to_vec);
-            let record =
-                OtherRecord { path: path.clone(), kind, link_of: link_of.cloned(), losses };
+            let (path, link_of) = (path.clone(), link_of.cloned());
+            let record = OtherRecord { path, kind, link_of, losses, placed };
             if known.as_ref() != Some(&record) {
-                others.insert(path.as_bytes(), record.encode().as_slice())?;
+                others.insert(record.path.as_bytes(), record.encode().as_slice())?;
             }
             Ok(())
         })

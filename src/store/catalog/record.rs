@@ -15,6 +15,8 @@ use super::packed::{decode_checksum, encode_checksum};
 const ENTRY_FORMAT: u8 = 1;
 /// First byte of every entry: its origin comes last.
 const ORIGIN_FORMAT: u8 = 2;
+/// First byte of every entry without bytes of its own: what was placed comes last.
+const PLACED_FORMAT: u8 = 2;
 
 /// One version of one source file: the inode number names it for ever.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,6 +263,8 @@ pub struct OtherRecord {
     pub link_of: Option<RelPath>,
     /// Metadata of the source that DIR could not keep; each kind once, in order.
     pub losses: Vec<MetadataLoss>,
+    /// A symlink, pipe, socket or device as we put it there: anything else under its name is somebody else's.
+    pub placed: Option<Placed>,
 }
 
 const KINDS: [EntryKind; 7] = [
@@ -276,11 +280,13 @@ const KINDS: [EntryKind; 7] = [
 impl OtherRecord {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
-        to.byte(ENTRY_FORMAT);
+        to.byte(PLACED_FORMAT);
         let kind = KINDS.iter().position(|kind| *kind == self.kind).unwrap_or(0);
         to.number(u64::try_from(kind).unwrap_or(0));
         to.byte(encode_losses(&self.losses));
         to.bytes(self.link_of.as_ref().map_or(&[], RelPath::as_bytes));
+        to.byte(u8::from(self.placed.is_some()));
+        self.placed.iter().for_each(|placed| encode_placed(&mut to, placed));
         to.finish()
     }
 
@@ -288,14 +294,20 @@ impl OtherRecord {
     pub(super) fn decode(path: &[u8], bytes: &[u8]) -> Option<Self> {
         let path = path_of(path)?;
         let mut from = Decoder(bytes);
-        if from.byte()? != ENTRY_FORMAT {
-            return None;
-        }
+        let has_placed = match from.byte()? {
+            ENTRY_FORMAT => false,
+            PLACED_FORMAT => true,
+            _ => return None,
+        };
         let kind = *KINDS.get(usize::try_from(from.number()?).ok()?)?;
         let losses = decode_losses(from.byte()?)?;
         let link_of = path_of(from.bytes()?).filter(|path| !path.is_root());
+        let placed = match has_placed && from.byte()? != 0 {
+            true => Some(decode_placed(&mut from)?),
+            false => None,
+        };
         from.end()?;
-        Some(Self { path, kind, link_of, losses })
+        Some(Self { path, kind, link_of, losses, placed })
     }
 }
 
@@ -512,12 +524,14 @@ pub(super) mod tests {
     fn other() -> impl Strategy<Value = OtherRecord> {
         let link_of =
             prop::option::of("[a-z]{1,9}".prop_map(|path| path_of(path.as_bytes()).unwrap()));
-        (prop::sample::select(KINDS.to_vec()), link_of, losses()).prop_map(
-            |(kind, link_of, losses)| OtherRecord {
+        let placed = prop::option::of(placed());
+        (prop::sample::select(KINDS.to_vec()), link_of, losses(), placed).prop_map(
+            |(kind, link_of, losses, placed)| OtherRecord {
                 path: path_of(b"c/\xfe").unwrap(),
                 kind,
                 link_of,
                 losses,
+                placed,
             },
         )
     }
