@@ -57,6 +57,8 @@ if [ "$level" != build ]; then
   needs python3 python3
   needs openssl openssl
   needs procps pkill
+  needs openssh-server sshd
+  python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 if [ "$level" = bench ]; then
   needs aria2 aria2c
@@ -72,7 +74,15 @@ fi
 if [ ! -e /dev/fuse ]; then
   echo "setup: note: there is no /dev/fuse here: building and 'make test-short' work, mounting does not (load the fuse module, or give the container the device)" >&2
 fi
+
+# What the tests of sources talk to and Debian has not: S3, Azure, GCS, WebDAV. One that cannot be had is named, and its tests do not run.
+servers() {
+  [ "$level" = build ] || [ "$check_only" = yes ] || "$(dirname "$0")/servers.sh" install ||
+    echo "setup: note: the tests of those sources need them (scripts/servers.sh install)" >&2
+}
+
 if [ ${#missing[@]} -eq 0 ]; then
+  servers
   exit 0
 fi
 
@@ -117,7 +127,10 @@ apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::L
 "${apt[@]}" install --no-install-recommends "${missing[@]}" || give_up "apt-get install failed"
 
 # A server that came only for the tests is not started at the next boot either.
-if [[ " ${missing[*]} " = *" nginx "* ]] && command -v systemctl >/dev/null; then
-  "${as_root[@]}" systemctl disable nginx.service >/dev/null 2>&1 ||
-    echo "setup: note: could not disable nginx.service; it would start at the next boot" >&2
-fi
+for service in nginx:nginx openssh-server:ssh; do
+  if [[ " ${missing[*]} " = *" ${service%:*} "* ]] && command -v systemctl >/dev/null; then
+    "${as_root[@]}" systemctl disable "${service#*:}.service" >/dev/null 2>&1 ||
+      echo "setup: note: could not disable ${service#*:}.service; it would start at the next boot" >&2
+  fi
+done
+servers

@@ -16,6 +16,8 @@ pub enum Kind {
     NotFound,
     /// Refused by permissions, at the source or here.
     Denied,
+    /// The source keeps it where nobody can read it until it is brought back.
+    Archived,
     /// The source now has another version of this file.
     Stale,
     /// No progress within the deadline.
@@ -55,6 +57,7 @@ impl Kind {
         match self {
             Kind::NotFound => "not-found",
             Kind::Denied => "denied",
+            Kind::Archived => "archived",
             Kind::Stale => "stale",
             Kind::Timeout => "timeout",
             Kind::Unreachable => "unreachable",

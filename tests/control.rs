@@ -243,7 +243,7 @@ fn what_is_found_comes_line_by_line_and_an_error_ends_it() {
     client.verify(&VerifyOrder::default(), |line| lines.push(line)).unwrap();
     assert!(matches!(lines[0], VerifyLine::Mended { fetched: 7, .. }), "{lines:?}");
     assert!(matches!(lines[1], VerifyLine::Summary(Summary { clean: true, .. })), "{lines:?}");
-    let order = VerifyOrder { task: VerifyTask::Compare, source: None };
+    let order = VerifyOrder { task: VerifyTask::Compare, ..VerifyOrder::default() };
     let error = client.verify(&order, |line| panic!("{line:?}")).unwrap_err();
     assert_eq!(error.kind(), Kind::Busy);
 }

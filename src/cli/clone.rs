@@ -36,7 +36,7 @@ use crate::vfs::mountpoint::check_nesting_in_place;
 /// leaves it running. Killed or rebooted: the same command goes on.
 #[derive(Debug, Args)]
 pub(crate) struct CloneArgs {
-    /// What to copy: a directory or file, file:///…, http://…, https://…
+    /// What to copy: a directory or file, file:///…, http(s)://…, s3://bucket/prefix
     source: OsString,
     /// Directory that becomes the copy; made if its parent exists
     dir: PathBuf,
@@ -70,7 +70,7 @@ impl CloneArgs {
             false => AtEnd::Dissolve { linger: self.linger },
         };
         Ok(MountSettings {
-            source: SourceSpec::parse(&self.source)?,
+            source: SourceSpec::parse_with(&self.source, self.copying.source_options()?)?,
             mountpoint: dir.clone(),
             keep: KeepSettings { place: KeepPlace::Destination(dir), limit: None },
             state_dir: self.copying.state_dir()?,

@@ -27,7 +27,7 @@ use crate::error::Result;
 /// LAZYCOPY-INCOMPLETE.txt.
 #[derive(Debug, Args)]
 pub(crate) struct CopyArgs {
-    /// What to copy: a directory or file, file:///…, http://…, https://…
+    /// What to copy: a directory or file, file:///…, http(s)://…, s3://bucket/prefix
     source: OsString,
     /// Directory that receives the contents of SOURCE; made if its parent exists
     dir: PathBuf,
@@ -71,7 +71,7 @@ pub(crate) struct CopyArgs {
 impl CopyArgs {
     fn settings(&self) -> Result<CopySettings> {
         Ok(CopySettings {
-            source: SourceSpec::parse(&self.source)?,
+            source: SourceSpec::parse_with(&self.source, self.copying.source_options()?)?,
             read_from: self
                 .read_from
                 .as_ref()

@@ -12,11 +12,31 @@ use crate::daemon::settings::{
 };
 pub(crate) use crate::daemon::units::{parse_size, parse_time};
 use crate::error::Result;
+use crate::source::manifest::ALLOW_ORIGIN;
+use crate::source::options::SourceOptions;
 use crate::vfs::mount::MountOptions;
 
 /// How a tree is copied.
 #[derive(Debug, Args)]
 pub(crate) struct CopyingArgs {
+    /// Option of a remote SOURCE, once for each; KEY=@FILE takes the value, as a secret, from a file [default: none; `lazycopy doctor` lists them]
+    #[arg(
+        short = 'S',
+        long = "source-option",
+        value_name = "KEY=VALUE",
+        env = "LAZYCOPY_SOURCE_OPTIONS",
+        hide_env_values = true
+    )]
+    source_options: Vec<String>,
+    /// Origin besides its own that a manifest may name, as https://host; once for each [default: none]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        env = "LAZYCOPY_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    allow_origin: Vec<String>,
     /// Directory for the catalog and hashes of the copy; made if its parent exists, remembered in the copy [default: in the copy]
     #[arg(long, value_name = "DIR", env = "LAZYCOPY_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
@@ -43,6 +63,10 @@ pub(crate) struct CopyingArgs {
 impl CopyingArgs {
     pub(crate) fn state_dir(&self) -> Result<Option<PathBuf>> {
         self.state_dir.as_ref().map(|path| absolute("use state directory", path)).transpose()
+    }
+
+    pub(crate) fn source_options(&self) -> Result<SourceOptions> {
+        SourceOptions::parse(&self.source_options)?.with(ALLOW_ORIGIN.name, &self.allow_origin)
     }
 
     pub(crate) fn cross_mounts(&self) -> bool {

@@ -11,6 +11,8 @@ use rustix::process::Resource;
 use crate::cli::exit::Exit;
 use crate::cli::{say, text};
 use crate::error::Result;
+use crate::source::kinds::ALL;
+use crate::source::options::Takes;
 use crate::store::probe::{self, Missing};
 use crate::vfs::mount;
 
@@ -90,12 +92,30 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<Exit> {
     for finding in &findings {
         say(&finding.to_string());
     }
+    say_sources();
     if findings.iter().any(|finding| finding.verdict == Verdict::Fatal) {
         say("mounting does not work here");
         return Ok(Exit::NotSupported);
     }
     say("mounting works");
     Ok(Exit::Ok)
+}
+
+/// What this program can copy from, and what it can be told of it.
+fn say_sources() {
+    say("sources: a directory or file of this machine, file:///…");
+    for kind in ALL {
+        say(&format!("sources: {}", kind.example));
+        for option in kind.options {
+            let value = match option.takes {
+                Takes::Text => "TEXT",
+                Takes::Flag => "true|false",
+                Takes::Path => "FILE",
+                Takes::Secret => "@FILE",
+            };
+            say(&format!("    -S {}={value}  {}", option.name, option.help));
+        }
+    }
 }
 
 /// What the destination's file system can do; a directory that is still to be made is as its parent.

@@ -64,6 +64,7 @@ impl Exit {
             Kind::NotSupported => Exit::NotSupported,
             Kind::NotFound
             | Kind::Denied
+            | Kind::Archived
             | Kind::Stale
             | Kind::Io
             | Kind::ReadOnly

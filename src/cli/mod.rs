@@ -15,6 +15,7 @@ mod guarded;
 mod hydrate_options;
 mod limit_options;
 mod logging;
+mod manifest;
 mod mount;
 mod mount_options;
 mod orders;
@@ -89,6 +90,7 @@ enum Command {
     Refresh(orders::PathArgs),
     Verify(verify::VerifyArgs),
     Forget(forget::ForgetArgs),
+    Manifest(manifest::ManifestArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -132,6 +134,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Refresh(args) => orders::paths(PathOrder::Refresh, args),
         Command::Verify(verify) => verify::run(verify),
         Command::Forget(forget) => forget::run(forget),
+        Command::Manifest(args) => manifest::run(args),
         Command::Doctor(doctor) => doctor::run(doctor),
     };
     finish(done).into()

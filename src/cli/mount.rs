@@ -31,7 +31,7 @@ const CACHE_DEFAULT: u64 = 10 << 30;
 /// Returns when the tree can be used; the daemon goes on in the background.
 #[derive(Debug, Args)]
 pub(crate) struct MountArgs {
-    /// What to copy: a directory or file, file:///…, http://…, https://…
+    /// What to copy: a directory or file, file:///…, http(s)://…, s3://bucket/prefix
     source: OsString,
     /// Existing empty directory to show it at
     mountpoint: PathBuf,
@@ -67,7 +67,7 @@ impl MountArgs {
     fn settings(&self) -> Result<MountSettings> {
         let fill = if self.hydrate { Fill::Everything } else { Fill::OnDemand };
         Ok(MountSettings {
-            source: SourceSpec::parse(&self.source)?,
+            source: SourceSpec::parse_with(&self.source, self.copying.source_options()?)?,
             mountpoint: absolute("use mountpoint", &self.mountpoint)?,
             keep: self.keep_settings()?,
             state_dir: self.copying.state_dir()?,

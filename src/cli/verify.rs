@@ -18,6 +18,8 @@ use crate::control::verify::{Summary, VerifyLine, VerifyOrder, VerifyTask};
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::verify::{VerifySettings, verify};
 use crate::error::{Error, Kind, Result};
+use crate::source::manifest::ALLOW_ORIGIN;
+use crate::source::options::SourceOptions;
 
 /// Byte ranges shown of one file.
 const RANGES_SHOWN: usize = 8;
@@ -33,6 +35,24 @@ pub(crate) struct VerifyArgs {
     /// Compare DIR with SOURCE, byte for byte, instead of with the digests; with --repair: fetch from SOURCE [default: the one that was copied]
     #[arg(long, value_name = "SOURCE", env = "LAZYCOPY_VERIFY_SOURCE", hide_env_values = true)]
     source: Option<std::ffi::OsString>,
+    /// Option of a remote SOURCE, once for each; KEY=@FILE takes the value, as a secret, from a file [default: none]
+    #[arg(
+        short = 'S',
+        long = "source-option",
+        value_name = "KEY=VALUE",
+        env = "LAZYCOPY_SOURCE_OPTIONS",
+        hide_env_values = true
+    )]
+    source_options: Vec<String>,
+    /// Origin besides its own that a manifest may name, as https://host; once for each [default: none]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        env = "LAZYCOPY_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    allow_origin: Vec<String>,
     /// Mend what differs or is missing: good blocks are kept, bad ones (128 KiB each) fetched again [default: only tell]
     #[arg(long, env = "LAZYCOPY_REPAIR", hide_env_values = true, value_parser = BoolishValueParser::new())]
     repair: bool,
@@ -86,14 +106,17 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Exit> {
 }
 
 fn run_task(args: &VerifyArgs, target: &Target, mut show: impl FnMut(VerifyLine)) -> Result<()> {
-    let source = args.source.as_deref().map(SourceSpec::parse).transpose()?;
+    let options = SourceOptions::parse(&args.source_options)?;
+    let options = options.with(ALLOW_ORIGIN.name, &args.allow_origin)?;
+    let named = |source| SourceSpec::parse_with(source, options.clone());
+    let source = args.source.as_deref().map(named).transpose()?;
     if let Some(daemon) = &target.daemon {
         // The daemon works elsewhere: it gets a path that means the same there.
         let source = source.map(|source| match source {
             SourceSpec::Local(path) => JsonPath::new(path),
-            SourceSpec::Url(url) => JsonPath::new(url),
+            SourceSpec::Url(remote) => JsonPath::new(remote.url),
         });
-        let order = VerifyOrder { task: args.task(), source };
+        let order = VerifyOrder { task: args.task(), source, source_options: options.items() };
         return Client::new(&daemon.socket).verify(&order, show).map_err(|error| {
             // A daemon that does not answer is not a source that cannot be reached.
             match error.kind() {
@@ -110,6 +133,7 @@ fn run_task(args: &VerifyArgs, target: &Target, mut show: impl FnMut(VerifyLine)
             .map(|path| absolute("use state directory", path))
             .transpose()?,
         source,
+        options,
         task: args.task(),
     };
     let summary = verify(settings, &mut show)?;

@@ -220,7 +220,7 @@ fn status_of(error: &Error) -> StatusCode {
         Kind::Busy => StatusCode::CONFLICT,
         Kind::Invalid => StatusCode::BAD_REQUEST,
         Kind::NotFound => StatusCode::NOT_FOUND,
-        Kind::Denied => StatusCode::FORBIDDEN,
+        Kind::Denied | Kind::Archived => StatusCode::FORBIDDEN,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -21,6 +21,8 @@ pub struct VerifyOrder {
     pub task: VerifyTask,
     /// Another SOURCE than that of the copy, as it was typed; a path is absolute.
     pub source: Option<JsonPath>,
+    /// Options of that SOURCE, `KEY=VALUE` or `KEY=@FILE`; never a secret itself.
+    pub source_options: Vec<String>,
 }
 
 /// What is to be done.

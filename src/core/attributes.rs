@@ -123,16 +123,30 @@ pub enum Checksum {
     Md5(Vec<u8>),
     /// CRC-32C (4 bytes, big endian).
     Crc32c(Vec<u8>),
+    /// BLAKE3 (32 bytes).
+    Blake3(Vec<u8>),
+    /// CRC-64/NVME (8 bytes, big endian).
+    Crc64Nvme(Vec<u8>),
+    /// CRC-32 as in gzip (4 bytes, big endian).
+    Crc32(Vec<u8>),
 }
 
 impl fmt::Display for Checksum {
     /// The algorithm and the digest in hexadecimal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Checksum::Sha256(digest) | Checksum::Md5(digest) | Checksum::Crc32c(digest)) = self;
+        let (Checksum::Sha256(digest)
+        | Checksum::Md5(digest)
+        | Checksum::Crc32c(digest)
+        | Checksum::Blake3(digest)
+        | Checksum::Crc64Nvme(digest)
+        | Checksum::Crc32(digest)) = self;
         f.write_str(match self {
             Checksum::Sha256(_) => "sha-256 ",
             Checksum::Md5(_) => "md5 ",
             Checksum::Crc32c(_) => "crc32c ",
+            Checksum::Blake3(_) => "blake3 ",
+            Checksum::Crc64Nvme(_) => "crc64nvme ",
+            Checksum::Crc32(_) => "crc32 ",
         })?;
         digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }

@@ -26,6 +26,7 @@ pub mod quota;
 pub mod range;
 pub mod retry;
 pub mod run_set;
+pub mod secret;
 pub mod shelf;
 pub mod slot;
 pub mod table;

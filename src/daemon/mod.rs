@@ -14,12 +14,14 @@
 //! | `signals` | what SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for |
 //! | [`units`] | sizes, times and rates as people write them |
 //! | [`verify`] | the copy proven again, without or beside a daemon |
+//! | [`manifest`] | a list of a source, to be a source itself |
 //! | `watch` | once a second: rates, free space, operations that hang |
 
 mod clone;
 pub mod copy;
 mod dissolve;
 mod job;
+pub mod manifest;
 mod orders;
 mod reach;
 pub mod readiness;

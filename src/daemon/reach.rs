@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 use crate::core::path::RelPath;
 use crate::daemon::settings::SourceSpec;
 use crate::error::{Error, Kind, Result};
-use crate::source::http::{HttpOptions, HttpSource};
 use crate::source::local::{LocalOptions, LocalSource};
 use crate::source::reconnecting::{Appearance, Reconnecting};
 use crate::source::{Source, Traits};
@@ -134,7 +133,7 @@ impl Way {
 pub fn display_name(spec: &SourceSpec) -> Result<String> {
     match spec {
         SourceSpec::Local(path) => Ok(LocalSource::display_name_of(path)),
-        SourceSpec::Url(url) => HttpSource::display_name_of(url),
+        SourceSpec::Url(remote) => remote.display_name(),
     }
 }
 
@@ -150,7 +149,7 @@ pub(super) async fn open(spec: SourceSpec, cross_mounts: bool) -> Result<Arc<dyn
             let open = move || LocalSource::open(&path, options);
             Ok(Arc::new(crate::engine::on_disk("open source", open).await?))
         }
-        SourceSpec::Url(url) => Ok(Arc::new(HttpSource::open(&url, HttpOptions::default()).await?)),
+        SourceSpec::Url(remote) => remote.open().await,
     }
 }
 

@@ -33,6 +33,7 @@ use crate::daemon::verify::verify_served;
 use crate::engine::Engine;
 use crate::engine::report::{Tally, Waiting};
 use crate::error::{Error, Kind, Result};
+use crate::source::options::SourceOptions;
 use crate::vfs::mount::{UnmountMode, unmount_ours};
 use crate::vfs::mountinfo::DeviceNumber;
 
@@ -363,7 +364,8 @@ impl Controlled for Reporter {
         let source = order.source.map(|source| {
             let path = source.to_path_buf();
             let path = path.ok_or_else(|| Error::new(Kind::Invalid, "use source"))?;
-            SourceSpec::parse(path.as_os_str())
+            let options = SourceOptions::parse(&order.source_options)?;
+            SourceSpec::parse_with(path.as_os_str(), options)
         });
         let Boarded::Lead(_landing) = self.verifying.board() else {
             return Err(Error::new(Kind::Busy, "verify")

@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::engine::limits::LimitSettings;
 use crate::engine::settings::HydrateSettings;
 use crate::error::{Error, Kind, Result};
+use crate::source::kinds::Remote;
+use crate::source::manifest;
+use crate::source::options::SourceOptions;
 use crate::vfs::mount::MountOptions;
 
 /// Everything that `lazycopy mount` decides before the start. Paths are absolute, and not yet looked at.
@@ -190,65 +193,63 @@ pub enum Durability {
 }
 
 /// Where the source is, as far as its spelling tells.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceSpec {
     /// An absolute path of this machine.
     Local(PathBuf),
-    /// A URL as it was typed; it may hold credentials, so it is never shown.
-    Url(String),
-}
-
-impl std::fmt::Debug for SourceSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            SourceSpec::Local(path) => f.debug_tuple("Local").field(path).finish(),
-            SourceSpec::Url(_) => f.write_str("Url(…)"),
-        }
-    }
+    /// Elsewhere.
+    Url(Remote),
 }
 
 impl SourceSpec {
     /// Reads SOURCE; a relative path is taken from the current directory.
     ///
     /// # Errors
-    /// `Invalid` for an empty or remote `file:` URL; `NotSupported` for a scheme that is not built yet.
+    /// `Invalid` for a URL that makes no sense; `NotSupported` for a scheme that nobody here speaks.
     pub fn parse(text: &OsStr) -> Result<Self> {
+        Self::parse_with(text, SourceOptions::default())
+    }
+
+    /// As [`SourceSpec::parse`], with what `-S` says.
+    ///
+    /// # Errors
+    /// Also `Invalid` for an option that this kind of source does not have.
+    pub fn parse_with(text: &OsStr, options: SourceOptions) -> Result<Self> {
         let invalid = |why: &str| Error::new(Kind::Invalid, "use source").because(why);
         if text.is_empty() {
             return Err(invalid("it is empty"));
         }
-        let Some((scheme, rest)) = text.to_str().and_then(split_scheme) else {
-            let path = std::path::absolute(Path::new(text))
-                .map_err(|error| Error::io("use source", error).at(text))?;
-            return Ok(Self::Local(path));
-        };
-        match scheme.to_ascii_lowercase().as_str() {
-            "file" => {
+        let scheme = text.to_str().and_then(split_scheme).map(str::to_ascii_lowercase);
+        let local = match scheme.as_deref() {
+            None => std::path::absolute(Path::new(text))
+                .map_err(|error| Error::io("use source", error).at(text))?,
+            Some("file") => {
                 let url = url::Url::parse(text.to_str().unwrap_or_default())
                     .map_err(|error| invalid("not a URL").caused_by(error))?;
-                let path = url.to_file_path().map_err(|()| {
+                url.to_file_path().map_err(|()| {
                     invalid("a file: URL names a path of this machine: file:///directory")
-                })?;
-                Ok(Self::Local(path))
+                })?
             }
-            "http" | "https" if rest.is_empty() => Err(invalid("the URL has no host")),
-            "http" | "https" => Ok(Self::Url(text.to_string_lossy().into_owned())),
-            other => Err(Error::new(Kind::NotSupported, "use source")
-                .because(format!("{other}: sources are not built yet"))
-                .hint("possible: a directory or file, file:///…, http://…, https://…")),
-        }
+            Some("manifest") => {
+                let url = manifest::absolute(&text.to_string_lossy())?;
+                return Remote::new(url, options).map(Self::Url);
+            }
+            Some(_) => return Remote::new(text.to_string_lossy(), options).map(Self::Url),
+        };
+        options.check("local", &[])?;
+        Ok(Self::Local(local))
     }
 }
 
-/// `scheme`, what follows `://`; a plain path has no scheme.
-fn split_scheme(text: &str) -> Option<(&str, &str)> {
-    if let Some(rest) = text.strip_prefix("manifest:") {
-        return Some(("manifest", rest));
+/// The scheme of a URL; a plain path has none.
+fn split_scheme(text: &str) -> Option<&str> {
+    if text.starts_with("manifest:") {
+        return Some("manifest");
     }
-    let (scheme, rest) = text.split_once("://")?;
+    let (scheme, _) = text.split_once("://")?;
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    is_scheme.then_some((scheme, rest))
+    is_scheme.then_some(scheme)
 }
 
 #[cfg(test)]
@@ -267,17 +268,25 @@ mod tests {
         assert_eq!(parse("/x/a://b").unwrap(), local("/x/a://b"));
         let SourceSpec::Local(relative) = parse("a").unwrap() else { panic!() };
         assert!(relative.is_absolute() && relative.ends_with("a"));
-        assert_eq!(parse("HTTP://h/ü b").unwrap(), SourceSpec::Url("HTTP://h/ü b".to_owned()));
+        let SourceSpec::Url(remote) = parse("HTTP://h/ü b").unwrap() else { panic!() };
+        assert_eq!(remote.url, "HTTP://h/ü b");
     }
 
     #[test]
     fn what_is_not_built_yet_says_so() {
-        for text in ["s3://b/p", "sftp://u@h/d", "manifest:x"] {
+        for text in ["gopher://b/p", "x+y://u@h/d"] {
             assert_eq!(parse(text).unwrap_err().kind(), Kind::NotSupported, "{text}");
         }
         for text in ["", "http://", "file://host/x"] {
             assert_eq!(parse(text).unwrap_err().kind(), Kind::Invalid, "{text}");
         }
+    }
+
+    #[test]
+    fn a_local_source_has_no_options() {
+        let options = SourceOptions::parse(&["endpoint=x"]).unwrap();
+        let error = SourceSpec::parse_with(OsStr::new("/a"), options).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::engine::settings::{EngineSettings, ExistingPolicy, OnChange};
 use crate::engine::switch::SwitchState;
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
+use crate::source::kinds::Remote;
 use crate::store::{Destination, DestinationOptions, Durability};
 use crate::vfs::attributes::Appearance;
 use crate::vfs::front::{FrontSettings, StatfsAnswer};
@@ -287,14 +288,15 @@ fn cache_of(caches: &Path, spec: &SourceSpec) -> Result<PathBuf> {
 fn cache_name(spec: &SourceSpec, local: Option<&Path>) -> String {
     let named = match (spec, local) {
         (SourceSpec::Local(path), local) => local.unwrap_or(path).as_os_str().to_owned(),
-        // Neither who asks nor a signature says which source it is.
-        (SourceSpec::Url(text), _) => match url::Url::parse(text) {
+        // Neither who asks nor a signature says which source it is; another endpoint may have another bucket of that name.
+        (SourceSpec::Url(Remote { url: text, options }), _) => match url::Url::parse(text) {
             Ok(url) => format!(
-                "{}://{}:{}{}",
+                "{}://{}:{}{}{}",
                 url.scheme(),
                 url.host_str().unwrap_or_default(),
                 url.port_or_known_default().unwrap_or_default(),
-                url.path().trim_end_matches('/')
+                url.path().trim_end_matches('/'),
+                options.text("endpoint").ok().flatten().unwrap_or_default()
             )
             .into(),
             Err(_) => text.into(),
@@ -454,7 +456,7 @@ mod tests {
 
     #[test]
     fn a_cache_is_named_after_its_source_and_not_after_who_asks() {
-        let name = |text: &str| cache_name(&SourceSpec::Url(text.to_owned()), None);
+        let name = |text: &str| cache_name(&SourceSpec::parse(text.as_ref()).unwrap(), None);
         let plain = name("https://host/data/set");
         assert!(plain.starts_with("data-set-"), "{plain}");
         assert_eq!(plain, name("https://me:secret@host:443/data/set/?sig=1"));

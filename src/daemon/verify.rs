@@ -16,6 +16,7 @@ use crate::engine::verify::{SourceDoor, Verification};
 use crate::engine::{Engine, on_disk};
 use crate::error::{Error, Kind, Result};
 use crate::source::Source;
+use crate::source::options::SourceOptions;
 use crate::store::proof::ProofOptions;
 use crate::store::{Destination, DestinationOptions};
 use crate::vfs::mountpoint;
@@ -34,6 +35,8 @@ pub struct VerifySettings {
     pub state_dir: Option<PathBuf>,
     /// Another source than the recorded one.
     pub source: Option<SourceSpec>,
+    /// Options of the recorded source.
+    pub options: SourceOptions,
     /// What is to be done.
     pub task: VerifyTask,
 }
@@ -43,7 +46,7 @@ pub struct VerifySettings {
 pub(super) enum Door {
     Named(SourceSpec),
     Served(Arc<Engine>),
-    Recorded(Arc<Destination>),
+    Recorded(Arc<Destination>, SourceOptions),
 }
 
 #[async_trait]
@@ -52,21 +55,23 @@ impl SourceDoor for Door {
         let spec = match self {
             Door::Served(engine) => return Ok(engine.source()),
             Door::Named(spec) => spec.clone(),
-            Door::Recorded(destination) => recorded(Arc::clone(destination)).await?,
+            Door::Recorded(destination, options) => {
+                recorded(Arc::clone(destination), options.clone()).await?
+            }
         };
         // Other file systems that were crossed at the time are no obstacle now.
         reach::open(spec, true).await
     }
 }
 
-async fn recorded(destination: Arc<Destination>) -> Result<SourceSpec> {
+async fn recorded(destination: Arc<Destination>, options: SourceOptions) -> Result<SourceSpec> {
     let job = on_disk("look up source", move || destination.catalog().job()).await?;
     let job = job.ok_or_else(|| {
         Error::new(Kind::NotFound, "open source")
             .because("no source is recorded here")
             .hint("--source names it")
     })?;
-    SourceSpec::parse(job.source.as_ref())
+    SourceSpec::parse_with(job.source.as_ref(), options)
 }
 
 /// Does it; `show` gets everything found, in order.
@@ -93,7 +98,7 @@ pub fn verify(settings: VerifySettings, mut show: impl FnMut(VerifyLine)) -> Res
         let destination = Arc::new(on_disk("open destination", open).await?);
         let source = match settings.source {
             Some(spec) => Door::Named(spec),
-            None => Door::Recorded(Arc::clone(&destination)),
+            None => Door::Recorded(Arc::clone(&destination), settings.options),
         };
         let (events, mut received) = mpsc::channel(EVENTS);
         let verification = Verification {

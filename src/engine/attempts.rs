@@ -267,7 +267,7 @@ impl Engine {
 /// Whether the source is well, although it does not give the file.
 pub(super) fn is_answer(error: &Error) -> bool {
     !error.is_of_destination()
-        && matches!(error.kind(), Kind::NotFound | Kind::Stale | Kind::Denied)
+        && matches!(error.kind(), Kind::NotFound | Kind::Stale | Kind::Denied | Kind::Archived)
 }
 
 /// Whether the source, and not the file alone, may be to blame.

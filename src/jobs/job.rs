@@ -242,7 +242,7 @@ fn copy_args(
     args.push("--".into());
     args.push(match &job.source {
         SourceSpec::Local(path) => path.clone().into_os_string(),
-        SourceSpec::Url(url) => url.into(),
+        SourceSpec::Url(remote) => remote.url.as_str().into(),
     });
     args.push(job.destination.clone().into_os_string());
     args

@@ -3,10 +3,24 @@
 //! Nothing outside this folder knows what kind of source it has. Paths are relative to the source's root and made
 //! of validated names; attributes say what the source knows and leave out what it does not. Retries, deadlines, permits and
 //! priorities are the engine's: a source asks once and reports what happened.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`local`] | a directory or file of this machine |
+//! | [`http`] | a file, or a tree behind an index, of a web server |
+//! | [`manifest`] | a list of files with their places and checksums |
+//! | [`s3`] | a bucket of S3 or a server like it |
+//! | [`kinds`] | the kinds of remote sources, found by the scheme of a URL |
+//! | [`options`] | `-S KEY=VALUE` |
+//! | [`reconnecting`] | a source that is away and is opened when it is back |
 
 pub mod http;
+pub mod kinds;
 pub mod local;
+pub mod manifest;
+pub mod options;
 pub mod reconnecting;
+pub mod s3;
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -303,6 +303,9 @@ fn checksum(checksum: &Checksum) -> Value {
         Checksum::Sha256(bytes) => ("sha256", bytes),
         Checksum::Md5(bytes) => ("md5", bytes),
         Checksum::Crc32c(bytes) => ("crc32c", bytes),
+        Checksum::Blake3(bytes) => ("blake3", bytes),
+        Checksum::Crc64Nvme(bytes) => ("crc64nvme", bytes),
+        Checksum::Crc32(bytes) => ("crc32", bytes),
     };
     json!({ "kind": kind, "hex": hex(bytes) })
 }

@@ -12,7 +12,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
 fn of_kind(kind: Kind) -> Errno {
     let number = match kind {
         Kind::NotFound => libc::ENOENT,
-        Kind::Denied => libc::EACCES,
+        Kind::Denied | Kind::Archived => libc::EACCES,
         Kind::Stale => libc::ESTALE,
         Kind::Timeout => libc::ETIMEDOUT,
         // The destination's trouble is not the reader's: he only learns that his bytes cannot be had.

@@ -5,7 +5,10 @@
 
 pub(crate) mod http;
 pub(crate) mod nginx;
+pub(crate) mod proxy;
+pub(crate) mod s3;
 pub(crate) mod scripted;
+pub(crate) mod servers;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

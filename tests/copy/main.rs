@@ -6,6 +6,7 @@ mod common;
 mod cuts;
 mod delta;
 mod first;
+mod manifest;
 mod orders;
 #[path = "../common/origin.rs"]
 mod origin;

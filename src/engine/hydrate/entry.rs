@@ -109,7 +109,12 @@ impl Engine {
                     tokio::time::sleep(RETRY_PAUSE * tries).await;
                     file.claims.forget_failures();
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if error.kind() == Kind::Archived {
+                        self.stats.bytes_skipped.add(file.size());
+                    }
+                    return Err(error);
+                }
             }
         }
     }

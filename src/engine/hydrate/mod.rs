@@ -205,6 +205,14 @@ impl Engine {
                 tracing::info!(%path, "vanished at the source");
                 None
             }
+            // Nothing here can bring it back: it is left out, as its user is told, and is no failure.
+            Err(error) if error.kind() == Kind::Archived => {
+                self.stats.errors.succeeded(path);
+                self.stats.errors.remember(path, &error);
+                self.stats.files_skipped.increment();
+                tracing::warn!(%path, "archived at the source: left out");
+                None
+            }
             Err(error) => {
                 self.note_failed(path, &error, failures);
                 None

@@ -259,9 +259,11 @@ impl Limits {
                     self.tell_lifted();
                     return left;
                 }
-                Err(refused) => self.tell_refused(refused),
+                Err(refused) => {
+                    self.tell_refused(refused);
+                    starving.get_or_insert_with(|| Starving::new(&self.starving));
+                }
             }
-            starving.get_or_insert_with(|| Starving::new(&self.starving));
             drop(tokio::time::timeout(LOOK, self.changed.notified()).await);
         }
     }
@@ -334,6 +336,11 @@ impl Limits {
     }
 }
 
+/// Whether a quota, and nothing else, stood in the way.
+pub(super) fn is_refused(error: &Error) -> bool {
+    error.kind() == Kind::Limit && !error.is_of_destination()
+}
+
 /// One that waits for a quota.
 struct Starving<'a>(&'a AtomicU64);
 
@@ -348,11 +355,6 @@ impl Drop for Starving<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Whether a quota, and nothing else, stood in the way.
-pub(super) fn is_refused(error: &Error) -> bool {
-    error.kind() == Kind::Limit && !error.is_of_destination()
 }
 
 /// The rate that was ordered in an earlier life. A daemon that is started with another rate than that life was told anew. Blocking.

@@ -18,31 +18,31 @@ use crate::error::{Error, Kind, Result};
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// The text of a header, if it is there once and is plain ASCII.
-pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+pub(in crate::source) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
 /// Which version of a file an answer is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Version {
+pub(in crate::source) struct Version {
     etag: Option<String>,
     last_modified: Option<String>,
     /// When the server answered.
     date: Option<String>,
     /// Length of the whole file, where the answer tells it.
-    pub(super) size: Option<u64>,
+    pub(in crate::source) size: Option<u64>,
 }
 
 impl Version {
     /// The version that `headers` name, of a file of `size` bytes.
-    pub(super) fn of(headers: &HeaderMap, size: Option<u64>) -> Self {
+    pub(in crate::source) fn of(headers: &HeaderMap, size: Option<u64>) -> Self {
         let owned = |name| text(headers, name).filter(|text| !text.is_empty()).map(str::to_owned);
         let (last_modified, date) = (owned(&LAST_MODIFIED), owned(&DATE));
         Self { etag: owned(&ETAG), last_modified, date, size }
     }
 
     /// Its fingerprint: strong entity tag, else modification time, else weak tag, else the size alone.
-    pub(super) fn fingerprint(&self, size: u64) -> Fingerprint {
+    pub(in crate::source) fn fingerprint(&self, size: u64) -> Fingerprint {
         let strong = self.etag.as_ref().filter(|tag| !tag.starts_with("W/"));
         let validator = match (strong, &self.last_modified, &self.etag) {
             (Some(tag), _, _) => Validator::ETag(tag.clone()),
@@ -55,7 +55,7 @@ impl Version {
 
     /// Whether anything shows that this is another version than `expected`. What the answer leaves out counts as another: the
     /// server told it before.
-    pub(super) fn contradicts(&self, expected: &Fingerprint) -> bool {
+    pub(in crate::source) fn contradicts(&self, expected: &Fingerprint) -> bool {
         let is_same = match &expected.validator {
             Validator::ETag(tag) | Validator::WeakETag(tag) => self.etag.as_ref() == Some(tag),
             Validator::LastModified(date) => self.last_modified.as_ref() == Some(date),
@@ -97,7 +97,7 @@ impl Version {
 }
 
 /// An error that says that the source has another version now.
-pub(super) fn stale(op: &'static str) -> Error {
+pub(in crate::source) fn stale(op: &'static str) -> Error {
     Error::new(Kind::Stale, op).because("the source file was changed")
 }
 
@@ -105,7 +105,7 @@ pub(super) fn stale(op: &'static str) -> Error {
 ///
 /// # Errors
 /// `Invalid` for a size of 2^63 or more.
-pub(super) fn content_length(headers: &HeaderMap) -> Result<Option<u64>> {
+pub(in crate::source) fn content_length(headers: &HeaderMap) -> Result<Option<u64>> {
     let Some(length) = text(headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok()) else {
         return Ok(None);
     };
@@ -114,7 +114,7 @@ pub(super) fn content_length(headers: &HeaderMap) -> Result<Option<u64>> {
 
 /// # Errors
 /// `Invalid` for a size of 2^63 or more.
-pub(super) fn possible_size(size: u64) -> Result<u64> {
+pub(in crate::source) fn possible_size(size: u64) -> Result<u64> {
     if i64::try_from(size).is_ok() {
         Ok(size)
     } else {
@@ -125,7 +125,7 @@ pub(super) fn possible_size(size: u64) -> Result<u64> {
 
 /// # Errors
 /// `Corrupt` if the body is not the file's bytes but an encoding of them.
-pub(super) fn check_identity(headers: &HeaderMap, op: &'static str) -> Result<()> {
+pub(in crate::source) fn check_identity(headers: &HeaderMap, op: &'static str) -> Result<()> {
     match headers.get(CONTENT_ENCODING) {
         None => Ok(()),
         Some(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Ok(()),
@@ -136,16 +136,16 @@ pub(super) fn check_identity(headers: &HeaderMap, op: &'static str) -> Result<()
 
 /// A Content-Range header (RFC 9110 14.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ContentRange {
+pub(in crate::source) struct ContentRange {
     /// The bytes that the body holds; `None` in a 416.
-    pub(super) range: Option<ByteRange>,
+    pub(in crate::source) range: Option<ByteRange>,
     /// Length of the whole file; `None` if the server does not know.
-    pub(super) total: Option<u64>,
+    pub(in crate::source) total: Option<u64>,
 }
 
 impl ContentRange {
     /// Parses the header; `None` if it is missing or makes no sense.
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(in crate::source) fn of(headers: &HeaderMap) -> Option<Self> {
         let (unit, rest) = text(headers, &CONTENT_RANGE)?.split_once(' ')?;
         let (range, total) = rest.trim().split_once('/')?;
         if !unit.eq_ignore_ascii_case("bytes") {
@@ -176,7 +176,11 @@ fn digits(text: &str) -> Option<u64> {
 }
 
 /// The error that a status other than success is.
-pub(super) fn status_error(status: StatusCode, headers: &HeaderMap, op: &'static str) -> Error {
+pub(in crate::source) fn status_error(
+    status: StatusCode,
+    headers: &HeaderMap,
+    op: &'static str,
+) -> Error {
     let kind = match status.as_u16() {
         404 | 410 => Kind::NotFound,
         401 | 403 | 407 => Kind::Denied,
@@ -208,7 +212,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 /// The checksum of the whole file: Repr-Digest (RFC 9530), Digest (RFC 3230), x-goog-hash, Content-MD5, x-amz-checksum-*. Only for
 /// answers that are about the whole file. A checksum of checksums of parts, as S3 has it of multipart uploads, is none.
-pub(super) fn checksum(headers: &HeaderMap) -> Option<Checksum> {
+pub(in crate::source) fn checksum(headers: &HeaderMap) -> Option<Checksum> {
     let listed = |name: &'static str| {
         let items = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         items.flat_map(|value| value.split(',')).filter_map(|item| item.trim().split_once('='))
@@ -238,9 +242,11 @@ pub(super) fn checksum(headers: &HeaderMap) -> Option<Checksum> {
         .or_else(|| amazon("x-amz-checksum-sha256", 32))
         .map(Checksum::Sha256)
         .or_else(|| md5().map(Checksum::Md5))
+        .or_else(|| amazon("x-amz-checksum-crc64nvme", 8).map(Checksum::Crc64Nvme))
         .or_else(|| {
             find("crc32c", 4).or_else(|| amazon("x-amz-checksum-crc32c", 4)).map(Checksum::Crc32c)
         })
+        .or_else(|| amazon("x-amz-checksum-crc32", 4).map(Checksum::Crc32))
 }
 
 #[cfg(test)]
@@ -356,6 +362,12 @@ mod tests {
         assert_eq!(checksum(&headers(&[crc])), Some(Checksum::Crc32c(vec![0; 4])));
         assert_eq!(checksum(&headers(&[crc, ("x-amz-checksum-type", "COMPOSITE")])), None);
         assert_eq!(checksum(&headers(&[("x-amz-checksum-crc32c", "AAAAAA==-2")])), None);
+        let nvme = ("x-amz-checksum-crc64nvme", "AAAAAAAAAAE=");
+        let full = ("x-amz-checksum-type", "FULL_OBJECT");
+        let one = vec![0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(checksum(&headers(&[nvme, full])), Some(Checksum::Crc64Nvme(one)));
+        let crc32 = ("x-amz-checksum-crc32", "AAAAAQ==");
+        assert_eq!(checksum(&headers(&[crc32])), Some(Checksum::Crc32(vec![0, 0, 0, 1])));
         let multipart = ("etag", "\"d41d8cd98f00b204e9800998ecf8427e-2\"");
         assert_eq!(checksum(&headers(&[multipart])), None);
     }

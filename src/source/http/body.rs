@@ -1,8 +1,10 @@
 //! Reading a range: one request whose answer is checked before its first byte is passed on.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use reqwest::Response;
 
 use super::answer::{ContentRange, Version, check_identity, content_length, stale, status_error};
@@ -17,6 +19,19 @@ use crate::source::ByteStream;
 
 const OP: &str = "read file";
 
+/// Bytes of a range, and the version that the server said they are of.
+pub(super) struct Body {
+    pub(super) bytes: ByteStream,
+    pub(super) version: Fingerprint,
+}
+
+impl Body {
+    fn spooled(spool: Arc<Spool>, range: ByteRange, expected: &Fingerprint) -> Self {
+        let version = spool.version.fingerprint(expected.size);
+        Self { bytes: Spool::stream(spool, range, expected.clone()), version }
+    }
+}
+
 /// See [`crate::source::Source::read`].
 pub(super) async fn read(
     origin: &Origin,
@@ -24,26 +39,27 @@ pub(super) async fn read(
     path: &RelPath,
     range: ByteRange,
     expected: &Fingerprint,
-) -> Result<ByteStream> {
+) -> Result<Body> {
     if let Joined::Spooled(spool) = spools.find(path, expected).await? {
-        return Ok(Spool::stream(spool, range, expected.clone()));
+        return Ok(Body::spooled(spool, range, expected));
     }
     let is_whole = range.start == 0 && range.end == expected.size;
     if origin.doubts_ranges() && !is_whole {
         // One request finds out for all who read this file; if ranges are ignored, it is the spool's.
         match spools.join(path, Some(expected), None).await? {
-            Joined::Spooled(spool) => return Ok(Spool::stream(spool, range, expected.clone())),
+            Joined::Spooled(spool) => return Ok(Body::spooled(spool, range, expected)),
             Joined::RangesWork | Joined::Absent => {}
         }
     }
     let answer = origin.get(OP, path, range_headers(range, expected)).await?;
     let (status, headers) = (answer.response.status(), answer.response.headers());
+    let version = Version::of(headers, None).fingerprint(expected.size);
     match status {
         StatusCode::PARTIAL_CONTENT => {
             origin.keeps_ranges(true);
             check_identity(headers, OP)?;
-            check_part(&answer, range, expected)?;
-            Ok(exactly(answer.response, range.len(), path.clone()))
+            check_part(headers, range, expected)?;
+            Ok(Body { bytes: exactly(answer.response, range.len(), path.clone()), version })
         }
         StatusCode::OK => {
             check_identity(headers, OP)?;
@@ -52,7 +68,8 @@ pub(super) async fn read(
                 return Err(stale(OP));
             }
             if is_whole {
-                return Ok(exactly(answer.response, range.len(), path.clone()));
+                let bytes = exactly(answer.response, range.len(), path.clone());
+                return Ok(Body { bytes, version });
             }
             origin.keeps_ranges(false);
             spool(spools, path, range, expected, answer).await
@@ -68,17 +85,20 @@ async fn spool(
     range: ByteRange,
     expected: &Fingerprint,
     answer: Answer,
-) -> Result<ByteStream> {
+) -> Result<Body> {
     match spools.join(path, Some(expected), Some(answer)).await? {
-        Joined::Spooled(spool) => Ok(Spool::stream(spool, range, expected.clone())),
+        Joined::Spooled(spool) => Ok(Body::spooled(spool, range, expected)),
         Joined::RangesWork | Joined::Absent => Err(Error::new(Kind::Busy, OP)
             .because("the server ignores ranges at one time and keeps to them at another")),
     }
 }
 
 /// Whether a 206 holds the bytes that were asked for, of the version that was asked for.
-fn check_part(answer: &Answer, range: ByteRange, expected: &Fingerprint) -> Result<()> {
-    let headers = answer.response.headers();
+pub(in crate::source) fn check_part(
+    headers: &HeaderMap,
+    range: ByteRange,
+    expected: &Fingerprint,
+) -> Result<()> {
     let corrupt = |why: String| Err(Error::new(Kind::Corrupt, OP).because(why));
     let Some(ContentRange { range: Some(sent), total }) = ContentRange::of(headers) else {
         return corrupt("a part without a usable Content-Range".to_owned());
@@ -98,7 +118,7 @@ fn check_part(answer: &Answer, range: ByteRange, expected: &Fingerprint) -> Resu
 }
 
 /// Streams a body that must have `length` bytes. A longer one is cut and `Corrupt`, a shorter one `Unreachable`.
-fn exactly(response: Response, length: u64, path: RelPath) -> ByteStream {
+pub(in crate::source) fn exactly(response: Response, length: u64, path: RelPath) -> ByteStream {
     let has_length = response.content_length().is_some();
     stream::try_unfold((response, length), move |(mut response, left)| {
         let path = path.clone();

@@ -1,6 +1,8 @@
 //! Sending one request and following its redirects.
 
 use std::error::Error as StdError;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
@@ -8,8 +10,9 @@ use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_MATCH,
     IF_UNMODIFIED_SINCE, LOCATION, RANGE,
 };
+use percent_encoding::percent_decode_str;
 use reqwest::redirect::Policy;
-use reqwest::{Client as Pool, Response};
+use reqwest::{Certificate, Client as Pool, Response};
 use tokio::time::timeout;
 use url::Url;
 
@@ -47,27 +50,21 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    /// A client that gives `authorization` to the host and port of `origin` only.
+    /// A client that gives `authorization` to the host and port of `origin` only. Blocks if there is a file `ca`.
     ///
     /// # Errors
-    /// `Io` if TLS cannot be set up.
+    /// `Io` if TLS cannot be set up; what is wrong with `ca`.
     pub(super) fn new(
         origin: Url,
         authorization: Option<HeaderValue>,
+        ca: Option<&Path>,
         head_timeout: Duration,
     ) -> Result<Self> {
-        // An error says that somebody installed a provider before, which is as good.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let build = |builder: reqwest::ClientBuilder| {
-            builder
-                .build()
-                .map_err(|error| Error::new(Kind::Io, "set up HTTP client").caused_by(error))
-        };
         let proxies =
             ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
         Ok(Self {
-            any: build(pool())?,
-            public: build(pool().dns_resolver(PublicResolver))?,
+            any: build(pool(ca)?)?,
+            public: build(pool(ca)?.dns_resolver(PublicResolver))?,
             origin,
             authorization,
             has_proxy: proxies.iter().any(|name| std::env::var_os(name).is_some()),
@@ -99,7 +96,7 @@ impl Client {
             let next = url.join(location).map_err(|error| {
                 Error::new(Kind::Invalid, op).because(format!("redirected to nowhere: {error}"))
             })?;
-            if next.path().strip_suffix('/') == Some(url.path()) {
+            if names_directory(&next, &url) {
                 return Ok(Answer { response, url, is_directory: true });
             }
             reach = redirect::check(&Hop {
@@ -138,26 +135,38 @@ impl Client {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         let ask = || pool.request(method.clone(), url.clone()).headers(headers.clone()).send();
-        let once_or_twice = async {
-            match ask().await {
-                // The server closed a kept connection while the request was on its way (nginx does so after a 412); a new one
-                // has no such past. Asking twice changes nothing: GET and HEAD are all that is ever asked.
-                Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                    ask().await
-                }
-                answered => answered,
+        ask_within(op, self.head_timeout, ask).await
+    }
+}
+
+/// Asks for the head of an answer; once more on a new connection where the server closed the one that was kept.
+///
+/// # Errors
+/// As [`transport_error`] has it; `Timeout`.
+pub(in crate::source) async fn ask_within<F: Future<Output = reqwest::Result<Response>>>(
+    op: &'static str,
+    deadline: Duration,
+    ask: impl Fn() -> F,
+) -> Result<Response> {
+    let once_or_twice = async {
+        match ask().await {
+            // The server closed a kept connection while the request was on its way (nginx does so after a 412); a new one
+            // has no such past. Asking twice changes nothing: GET and HEAD are all that is ever asked.
+            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                ask().await
             }
-        };
-        match timeout(self.head_timeout, once_or_twice).await {
-            Ok(answered) => answered.map_err(|error| transport_error(op, error)),
-            Err(_elapsed) => Err(Error::new(Kind::Timeout, op)
-                .because(format!("no answer within {} s", self.head_timeout.as_secs()))),
+            answered => answered,
         }
+    };
+    match timeout(deadline, once_or_twice).await {
+        Ok(answered) => answered.map_err(|error| transport_error(op, error)),
+        Err(_elapsed) => Err(Error::new(Kind::Timeout, op)
+            .because(format!("no answer within {} s", deadline.as_secs()))),
     }
 }
 
 /// Headers that ask for `range` of the version `expected` and of no other.
-pub(super) fn range_headers(range: ByteRange, expected: &Fingerprint) -> HeaderMap {
+pub(in crate::source) fn range_headers(range: ByteRange, expected: &Fingerprint) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let mut set = |name: HeaderName, value: &str| {
         // A validator came in a header, so it fits into one.
@@ -179,9 +188,15 @@ pub(super) fn first_byte_headers() -> HeaderMap {
     HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))])
 }
 
-fn pool() -> reqwest::ClientBuilder {
+/// Connections as every source over HTTP wants them: no redirect is followed, nothing is encoded. Blocks if there is a file `ca`.
+///
+/// # Errors
+/// What is wrong with `ca`.
+pub(in crate::source) fn pool(ca: Option<&Path>) -> Result<reqwest::ClientBuilder> {
+    // An error says that somebody installed a provider before, which is as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let identity = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
-    Pool::builder()
+    let builder = Pool::builder()
         .user_agent(concat!("lazycopy/", env!("CARGO_PKG_VERSION")))
         .default_headers(identity)
         .redirect(Policy::none())
@@ -189,7 +204,27 @@ fn pool() -> reqwest::ClientBuilder {
         .http1_only()
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS);
+    let Some(path) = ca else { return Ok(builder) };
+    let pem = fs::read(path).map_err(|error| Error::io("read -S ca", error).at(path))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
+        Error::new(Kind::Invalid, "read -S ca")
+            .at(path)
+            .because(format!("no PEM certificates: {error}"))
+    })?;
+    Ok(builder.tls_certs_merge(certificates))
+}
+
+/// # Errors
+/// `Io` if TLS cannot be set up.
+pub(in crate::source) fn build(builder: reqwest::ClientBuilder) -> Result<Pool> {
+    builder.build().map_err(|error| Error::new(Kind::Io, "set up HTTP client").caused_by(error))
+}
+
+/// Whether `next` is `url` with a slash at its end, whichever letters the server writes encoded.
+fn names_directory(next: &Url, url: &Url) -> bool {
+    let bytes = |path| percent_decode_str(path).collect::<Vec<u8>>();
+    next.path().strip_suffix('/').is_some_and(|path| bytes(path) == bytes(url.path()))
 }
 
 fn is_redirect(response: &Response) -> bool {
@@ -197,7 +232,7 @@ fn is_redirect(response: &Response) -> bool {
 }
 
 /// A failure below HTTP, without the URL: that can hold secrets.
-pub(super) fn transport_error(op: &'static str, error: reqwest::Error) -> Error {
+pub(in crate::source) fn transport_error(op: &'static str, error: reqwest::Error) -> Error {
     let error = error.without_url();
     let mut kind = match () {
         () if error.is_timeout() => Kind::Timeout,

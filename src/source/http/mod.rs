@@ -4,14 +4,14 @@
 //! that ignores ranges is read once, in order, into a `spool`. Whatever an answer claims is compared with what was asked and
 //! what was known, before its first byte goes anywhere.
 
-mod answer;
-mod body;
-mod client;
+pub(in crate::source) mod answer;
+pub(in crate::source) mod body;
+pub(in crate::source) mod client;
 mod credentials;
 mod index;
 mod listing;
 mod opening;
-mod origin;
+pub(in crate::source) mod origin;
 mod redirect;
 mod site;
 mod spelling;
@@ -27,12 +27,33 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 
 use self::origin::Origin;
+pub use self::site::Places;
 use self::spool::Spools;
+use super::kinds::{Remote, SourceKind};
+use super::options::{OptionSpec, Takes};
 use super::{ByteStream, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
 use crate::error::Result;
+
+/// `http://` and `https://`.
+pub const KIND: SourceKind = SourceKind {
+    schemes: &["http", "https"],
+    example: "http(s)://host/directory/",
+    options: &[CA],
+    display_name: |remote| HttpSource::display_name_of(&remote.url),
+    open: |remote| {
+        Box::pin(async { Ok(Arc::new(HttpSource::of(remote).await?) as Arc<dyn Source>) })
+    },
+};
+
+/// `-S ca=FILE`.
+pub(in crate::source) const CA: OptionSpec = OptionSpec {
+    name: "ca",
+    takes: Takes::Path,
+    help: "PEM file with certificates of authorities that vouch for the server [default: those of the system alone]",
+};
 
 /// How an HTTP source is read.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +62,8 @@ pub struct HttpOptions {
     pub spool_directory: Option<PathBuf>,
     /// The netrc file; `$NETRC`, else `~/.netrc`, if `None`.
     pub netrc: Option<PathBuf>,
+    /// Certificates of authorities (PEM) that are believed besides those of the system.
+    pub ca: Option<PathBuf>,
     /// Deadlines and bounds.
     pub limits: Limits,
 }
@@ -101,15 +124,45 @@ impl HttpSource {
         opening::parse(url).map(|(_, display_name)| display_name)
     }
 
+    async fn of(remote: Remote) -> Result<Self> {
+        let ca = remote.options.path(CA.name)?;
+        Self::open(&remote.url, HttpOptions { ca, ..HttpOptions::default() }).await
+    }
+
     /// Finds out whether `url` is a file or a tree, and opens it.
     ///
     /// # Errors
     /// `Invalid` if it is no http or https URL or a tree without an index; `NotFound`, `Denied`, `Unreachable`, `Timeout`.
     pub async fn open(url: &str, options: HttpOptions) -> Result<Self> {
-        let (origin, display_name) = opening::open(url, options).await?;
+        opening::open(url, options).await.map(Self::start)
+    }
+
+    fn start((origin, display_name): (Origin, String)) -> Self {
         let origin = Arc::new(origin);
         let spools = Spools::start(Arc::clone(&origin));
-        Ok(Self { display_name, origin, spools })
+        Self { display_name, origin, spools }
+    }
+
+    /// Files of the server of `url` that are where `places` says. Asks nobody.
+    ///
+    /// # Errors
+    /// As [`HttpSource::display_name_of`]; what is wrong with the certificates in `options`.
+    pub async fn placed(url: &str, places: Arc<dyn Places>, options: HttpOptions) -> Result<Self> {
+        opening::placed(url, places, options).await.map(Self::start)
+    }
+
+    /// As [`Source::read`] of a range that is not empty; tells also which version the server said that the bytes are of.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub async fn read_and_tell(
+        &self,
+        path: &RelPath,
+        range: ByteRange,
+        expected: &Fingerprint,
+    ) -> Result<(ByteStream, Fingerprint)> {
+        let body = body::read(&self.origin, &self.spools, path, range, expected).await;
+        body.map(|body| (body.bytes, body.version)).map_err(|error| error.at(path.as_path()))
     }
 }
 
@@ -152,8 +205,6 @@ impl Source for HttpSource {
         if range.is_empty() {
             return Ok(Box::pin(stream::empty()));
         }
-        body::read(&self.origin, &self.spools, path, range, expected)
-            .await
-            .map_err(|error| error.at(path.as_path()))
+        self.read_and_tell(path, range, expected).await.map(|(bytes, _version)| bytes)
     }
 }

@@ -1,6 +1,7 @@
 //! Finding out what the SOURCE argument names.
 
 use std::env;
+use std::sync::Arc;
 
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
@@ -12,7 +13,7 @@ use super::answer::status_error;
 use super::client::Client;
 use super::index::{Format, looks_like_index};
 use super::origin::{Head, Origin};
-use super::site::{Site, without_secrets};
+use super::site::{Places, Site, without_secrets};
 use super::spelling::Spelling;
 use super::{HttpOptions, credentials};
 use crate::core::path::RelPath;
@@ -46,18 +47,35 @@ pub(super) fn parse(spec: &str) -> Result<(Url, String)> {
     Ok((url, display_name))
 }
 
-async fn find(url: Url, options: HttpOptions) -> Result<Origin> {
-    let netrc = options.netrc;
-    let (url, authorization) = spawn_blocking(move || {
-        let mut url = url;
+/// Files of the server of `spec`, each where `places` says.
+pub(super) async fn placed(
+    spec: &str,
+    places: Arc<dyn Places>,
+    options: HttpOptions,
+) -> Result<(Origin, String)> {
+    let (url, display_name) = parse(spec)?;
+    let (url, mut origin) = origin(url, options).await.map_err(|error| error.at(&display_name))?;
+    origin.site = Site::placed(url, places);
+    Ok((origin, display_name))
+}
+
+/// A tree at `url`, as long as nothing else is known; gives the URL without its credentials, too.
+async fn origin(mut url: Url, options: HttpOptions) -> Result<(Url, Origin)> {
+    let HttpOptions { netrc, ca, limits, .. } = options;
+    let (url, client) = spawn_blocking(move || {
         let authorization = credentials::take(&mut url, netrc);
-        (url, authorization)
+        let client = Client::new(url.clone(), authorization, ca.as_deref(), limits.head_timeout)?;
+        Ok::<_, Error>((url, client))
     })
     .await
-    .map_err(|lost| Error::new(Kind::Io, "open source").caused_by(lost))?;
-    let client = Client::new(url.clone(), authorization, options.limits.head_timeout)?;
+    .map_err(|lost| Error::new(Kind::Io, "open source").caused_by(lost))??;
     let directory = options.spool_directory.unwrap_or_else(env::temp_dir);
-    let mut origin = Origin::new(client, Site::tree(url.clone()), options.limits, directory);
+    let origin = Origin::new(client, Site::tree(url.clone()), limits, directory);
+    Ok((url, origin))
+}
+
+async fn find(url: Url, options: HttpOptions) -> Result<Origin> {
+    let (url, mut origin) = origin(url, options).await?;
     if !url.path().ends_with('/') && !is_tree(&origin, &url).await? {
         origin.site = Site::single(url)?;
         return Ok(origin);

@@ -209,7 +209,7 @@ fn sizeless() -> Error {
     Error::new(Kind::NotSupported, "stat").because("the server does not tell the file's size")
 }
 
-fn file_attributes(version: &Version, size: u64) -> Attributes {
+pub(in crate::source) fn file_attributes(version: &Version, size: u64) -> Attributes {
     Attributes {
         modified: version.modified(),
         is_settled: version.is_settled(),
@@ -217,7 +217,7 @@ fn file_attributes(version: &Version, size: u64) -> Attributes {
     }
 }
 
-fn directory_attributes(version: Option<&Version>) -> Attributes {
+pub(in crate::source) fn directory_attributes(version: Option<&Version>) -> Attributes {
     Attributes {
         modified: version.and_then(Version::modified),
         link_count: 2,

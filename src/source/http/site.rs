@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use url::Url;
@@ -17,8 +18,28 @@ const IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 #[derive(Debug, Clone)]
 pub(super) struct Site {
     url: Url,
-    single: Option<OsString>,
+    shape: Shape,
     pub(super) spelling: Spelling,
+}
+
+/// What is at the URL of a source.
+#[derive(Debug, Clone)]
+enum Shape {
+    /// A tree.
+    Tree,
+    /// The one file of this name.
+    Single(OsString),
+    /// Only a server: somebody else knows which file is where.
+    Placed(Arc<dyn Places>),
+}
+
+/// Says where files are whose URLs do not follow from their paths.
+pub trait Places: Send + Sync + std::fmt::Debug {
+    /// The URL of the file `path`, of the server that was named with this. It may be asked at any time, and must not wait for a network.
+    ///
+    /// # Errors
+    /// `NotFound` if it has none.
+    fn url_of(&self, path: &RelPath) -> Result<Url>;
 }
 
 impl Site {
@@ -27,7 +48,7 @@ impl Site {
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
-        Self { url, single: None, spelling: Spelling::Bytes }
+        Self { url, shape: Shape::Tree, spelling: Spelling::Bytes }
     }
 
     /// The one file at `url`.
@@ -38,22 +59,31 @@ impl Site {
         let last = url.path().rsplit('/').next().unwrap_or_default();
         let name = OsString::from_vec(percent_decode_str(last).collect());
         RelPath::check_name(&name)?;
-        Ok(Self { url, single: Some(name), spelling: Spelling::Bytes })
+        Ok(Self { url, shape: Shape::Single(name), spelling: Spelling::Bytes })
+    }
+
+    /// Files of the server of `url`, each where `places` says.
+    pub(super) fn placed(url: Url, places: Arc<dyn Places>) -> Self {
+        Self { url, shape: Shape::Placed(places), spelling: Spelling::Bytes }
     }
 
     pub(super) fn single_file(&self) -> Option<&OsString> {
-        self.single.as_ref()
+        match &self.shape {
+            Shape::Single(name) => Some(name),
+            Shape::Tree | Shape::Placed(_) => None,
+        }
     }
 
     /// The URL of `path` taken as a file.
     ///
     /// # Errors
-    /// `NotFound` for another name than that of a single file.
+    /// `NotFound` for another name than that of a single file; as [`Places::url_of`].
     pub(super) fn file_url(&self, path: &RelPath) -> Result<Url> {
-        match &self.single {
-            None => Ok(self.below(path, "")),
-            Some(name) if path.as_bytes() == name.as_bytes() => Ok(self.url.clone()),
-            Some(_) => Err(Error::new(Kind::NotFound, "find").at(path.as_path())),
+        match &self.shape {
+            Shape::Tree => Ok(self.below(path, "")),
+            Shape::Single(name) if path.as_bytes() == name.as_bytes() => Ok(self.url.clone()),
+            Shape::Single(_) => Err(Error::new(Kind::NotFound, "find").at(path.as_path())),
+            Shape::Placed(places) => places.url_of(path),
         }
     }
 

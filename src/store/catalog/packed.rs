@@ -141,6 +141,9 @@ pub(super) fn encode_checksum(to: &mut Encoder, checksum: &Checksum) {
         Checksum::Sha256(digest) => (1, digest),
         Checksum::Md5(digest) => (2, digest),
         Checksum::Crc32c(digest) => (3, digest),
+        Checksum::Blake3(digest) => (6, digest),
+        Checksum::Crc64Nvme(digest) => (4, digest),
+        Checksum::Crc32(digest) => (5, digest),
     };
     to.byte(kind);
     to.bytes(digest);
@@ -153,6 +156,9 @@ pub(super) fn decode_checksum(from: &mut Decoder<'_>) -> Option<Checksum> {
         1 => Some(Checksum::Sha256(digest)),
         2 => Some(Checksum::Md5(digest)),
         3 => Some(Checksum::Crc32c(digest)),
+        6 => Some(Checksum::Blake3(digest)),
+        4 => Some(Checksum::Crc64Nvme(digest)),
+        5 => Some(Checksum::Crc32(digest)),
         _ => None,
     }
 }
@@ -193,6 +199,9 @@ pub(super) mod tests {
             any::<Vec<u8>>().prop_map(Checksum::Sha256),
             any::<Vec<u8>>().prop_map(Checksum::Md5),
             any::<Vec<u8>>().prop_map(Checksum::Crc32c),
+            any::<Vec<u8>>().prop_map(Checksum::Blake3),
+            any::<Vec<u8>>().prop_map(Checksum::Crc64Nvme),
+            any::<Vec<u8>>().prop_map(Checksum::Crc32),
         ]
     }
 

@@ -1,0 +1,167 @@
+//! Secrets are planted everywhere they can come from, and looked for everywhere they could have gone.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::nginx::Nginx;
+use crate::common::s3::put;
+use crate::common::servers::Server;
+use crate::harness::{Env, mounts, read};
+
+/// The part that all planted secrets have.
+const MARK: &str = "hunter2";
+
+/// Every file below `directory` that holds a secret, but those in which it was planted.
+fn leaks(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).unwrap().flatten() {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() && !path.ends_with("mnt") && !path.ends_with("planted") {
+                left.push(path);
+            } else if kind.is_file() {
+                let bytes = fs::read(&path).unwrap();
+                let holds = bytes.windows(MARK.len()).any(|window| window == MARK.as_bytes());
+                found.extend(holds.then(|| path.display().to_string()));
+            }
+        }
+    }
+    found
+}
+
+/// Everything that can be asked of a mount, with its logs at their loudest, holds no secret; nor does what is left of it.
+fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables: &[(&str, &str)]) {
+    let (destination, mountpoint) = (env.destination(), env.mountpoint());
+    let dirs = [mountpoint.to_str().unwrap(), destination.to_str().unwrap()];
+    let log = env.path("daemon.log");
+    let fixed = [
+        "mount",
+        source,
+        dirs[0],
+        "--dest",
+        dirs[1],
+        "--hydrate",
+        "--log-level",
+        "trace",
+        "--log",
+        log.to_str().unwrap(),
+    ];
+    let mut command = env.command([&fixed, options].concat());
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{output:?}\n{}",
+        fs::read_to_string(&log).unwrap_or_default()
+    );
+    let mounted = env.mounted_now();
+    assert_eq!(read(mounted.path("file")).unwrap(), b"content");
+    mounted.until_complete();
+    let pid = mounted.pid().as_raw_nonzero();
+    let mut said = vec![format!("{output:?}"), format!("{:?}", mounts())];
+    // A URL is what its user typed where all can see; what we add is what is looked at.
+    if !source.contains(MARK) {
+        said.push(fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap());
+    }
+    for args in [
+        &["status", "--json", dirs[0]][..],
+        &["status", dirs[0]],
+        &["status", "--stuck", "--json", dirs[0]],
+        &["verify", dirs[1], "--json"],
+        &["doctor"],
+    ] {
+        said.push(format!("{:?}", env.run(args)));
+    }
+    mounted.unmount();
+    // An error about the same source.
+    let refused = [&["mount", source, "/nonexistent/place"], options].concat();
+    said.push(format!("{:?}", env.run(refused)));
+    assert!(fs::metadata(&log).unwrap().len() > 0);
+    let planted = env.path("planted");
+    assert!(!planted.exists() || !leaks(&planted).is_empty(), "what is planted is found");
+    let leaked: Vec<&String> = said.iter().filter(|said| said.contains(MARK)).collect();
+    assert!(leaked.is_empty(), "{leaked:#?}");
+    assert_eq!(leaks(&env.path("")), Vec::<String>::new());
+}
+
+fn planted(env: &Env, name: &str, text: &str) -> String {
+    fs::create_dir_all(env.path("planted")).unwrap();
+    let path = env.path("planted").join(name);
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn bucket() -> Option<(Server, String)> {
+    let server = Server::start("moto")?;
+    put(server.port, "/bucket", "", b"");
+    put(server.port, "/bucket/file", "", b"content");
+    let endpoint = format!("endpoint=http://127.0.0.1:{}", server.port);
+    Some((server, endpoint))
+}
+
+#[test]
+fn keys_from_files_are_nowhere() {
+    let Some(env) = Env::new() else { return };
+    let Some((_server, endpoint)) = bucket() else { return };
+    let secret = format!("secret-access-key=@{}", planted(&env, "secret", "hunter2secret\n"));
+    let token = format!("session-token=@{}", planted(&env, "token", "hunter2token\n"));
+    let options = ["-S", &endpoint, "-S", "access-key-id=AK", "-S", &secret, "-S", &token];
+    nothing_leaks(&env, "s3://bucket", &options, &[]);
+}
+
+#[test]
+fn keys_from_the_environment_are_nowhere() {
+    let Some(env) = Env::new() else { return };
+    let Some((_server, endpoint)) = bucket() else { return };
+    let variables = [
+        ("AWS_ACCESS_KEY_ID", "AK"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("AWS_SESSION_TOKEN", "hunter2token"),
+    ];
+    nothing_leaks(&env, "s3://bucket", &["-S", &endpoint], &variables);
+}
+
+#[test]
+fn keys_from_the_files_of_the_aws_tools_are_nowhere() {
+    let Some(env) = Env::new() else { return };
+    let Some((_server, endpoint)) = bucket() else { return };
+    let keys = "[mine]\naws_access_key_id = AK\naws_secret_access_key = hunter2\naws_session_token = hunter2token\n";
+    let credentials = planted(&env, "credentials", keys);
+    let url = endpoint.strip_prefix("endpoint=").unwrap();
+    let config = planted(
+        &env,
+        "config",
+        &format!("[profile mine]\nregion = us-east-1\nendpoint_url = {url}\n"),
+    );
+    let variables = [
+        ("AWS_SHARED_CREDENTIALS_FILE", credentials.as_str()),
+        ("AWS_CONFIG_FILE", config.as_str()),
+    ];
+    nothing_leaks(&env, "s3://bucket", &["-S", "profile=mine"], &variables);
+}
+
+#[test]
+fn the_password_of_a_url_and_its_signature_are_nowhere() {
+    let Some(env) = Env::new() else { return };
+    env.put("file", "content");
+    let password = planted(&env, "htpasswd", "me:{PLAIN}hunter2\n");
+    let server = format!("auth_basic x; auth_basic_user_file {password};");
+    let Some(nginx) = Nginx::start(&env.source(), &server) else { return };
+    let url = format!("http://me:hunter2@127.0.0.1:{}/?signature=hunter2", nginx.port);
+    nothing_leaks(&env, &url, &[], &[]);
+}
+
+#[test]
+fn a_secret_on_the_command_line_is_refused_unseen() {
+    let Some(env) = Env::new() else { return };
+    for args in [
+        ["-S", "secret-access-key=hunter2"],
+        ["-S", "colour=hunter2"],
+        ["-S", "anonymous=hunter2"],
+        ["-S", "endpoint=http://me:hunter2@h/"],
+    ] {
+        let ran = env.run([&["copy", "s3://bucket", "/nonexistent/x"], &args[..]].concat());
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(!format!("{ran:?}").contains(MARK), "{ran:?}");
+    }
+}

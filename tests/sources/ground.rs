@@ -1,0 +1,51 @@
+//! What a law needs of a server.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lazycopy::error::Error;
+use lazycopy::source::Source;
+use lazycopy::source::kinds::Remote;
+use lazycopy::source::options::SourceOptions;
+
+/// What sources may differ in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Can {
+    /// Names are bytes, not only UTF-8.
+    pub(crate) any_bytes: bool,
+    /// There are directories without anything in them.
+    pub(crate) empty_directories: bool,
+    /// Answers are HTTP in the clear, so that a wire can falsify them.
+    pub(crate) plain_http: bool,
+}
+
+/// A tree on a server; paths have no slash at their beginning.
+#[async_trait]
+pub(crate) trait Ground: Send + Sync {
+    fn can(&self) -> Can;
+
+    /// Puts a file there, or replaces it at once by another.
+    async fn put(&self, path: &[u8], bytes: &[u8]);
+
+    /// Makes an empty directory, where there are such.
+    async fn make_directory(&self, path: &[u8]);
+
+    /// Puts a file of zeros there that has `marks` at these offsets; whether the server can.
+    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool;
+
+    async fn remove(&self, path: &[u8]);
+
+    /// The port of the server, if there is one.
+    fn port(&self) -> Option<u16>;
+
+    /// Opens the tree, at the server's own port or at that of a wire to it.
+    async fn open(&self, port: Option<u16>) -> Arc<dyn Source>;
+
+    /// What is said to somebody who may not have it; `None` if nothing can be forbidden here.
+    async fn forbidden(&self) -> Option<Error>;
+}
+
+/// Opens `url` as the program does.
+pub(crate) async fn remote(url: &str, options: &[String]) -> Result<Arc<dyn Source>, Error> {
+    Remote::new(url, SourceOptions::parse(options)?)?.open().await
+}
