@@ -378,7 +378,8 @@ impl Copy {
 
     /// Whether nothing more comes because a quota is used up.
     fn is_at_its_limit(&self) -> bool {
-        self.engine.limits().keeps_waiting() && self.engine.active_chunks().is_empty()
+        // In this order: what a chunk has reserved is not used up yet.
+        self.engine.active_chunks().is_empty() && self.engine.limits().keeps_waiting()
     }
 
     fn begin(&self) -> crate::engine::bulk::Begin {

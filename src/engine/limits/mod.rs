@@ -159,9 +159,14 @@ impl Limits {
         self.quota.used_up(BLOCK_SIZE, today()).map(|what| self.in_words(what))
     }
 
-    /// Whether something in the background waits for a quota that is used up.
+    /// Whether something in the background waits for a quota that is used up; who asks may end because of it, so it is told by then.
     pub fn keeps_waiting(&self) -> bool {
-        self.starving.load(Ordering::Relaxed) > 0 && self.used_up().is_some()
+        let is_waiting = self.starving.load(Ordering::Relaxed) > 0;
+        is_waiting
+            && self.quota.left(BLOCK_SIZE, today()).is_err_and(|refused| {
+                self.tell_refused(refused);
+                true
+            })
     }
 
     /// Why the source is not asked now, and for how long: it failed too often.
