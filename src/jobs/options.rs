@@ -28,10 +28,12 @@ pub enum Takes {
     Path,
     /// `KEY=VALUE` once or several times; `KEY=@FILE` is relative to the file.
     Pairs,
+    /// One text or several.
+    Texts,
 }
 
 /// All of them but the rate, which is shared out.
-pub const OPTIONS: [(&str, Takes); 20] = [
+pub const OPTIONS: [(&str, Takes); 21] = [
     ("include", Takes::Globs),
     ("exclude", Takes::Globs),
     ("first", Takes::Globs),
@@ -51,6 +53,7 @@ pub const OPTIONS: [(&str, Takes); 20] = [
     ("reserve", Takes::Size),
     ("state-dir", Takes::Path),
     ("source-option", Takes::Pairs),
+    ("allow-origin", Takes::Texts),
     ("log-level", Takes::Choice(&["error", "warn", "info", "debug", "trace"])),
 ];
 
@@ -118,6 +121,7 @@ fn values(takes: Takes, value: &DeValue<'_>, base: &Path) -> Result<Vec<String>,
             SourceOptions::parse(&pairs).map_err(|error| error.to_string())?;
             return Ok(pairs);
         }
+        Takes::Texts => return texts(value),
         Takes::Choice(words) => choice(value, words)?,
         Takes::Number(least, most) => number(value, least..=most)?.to_string(),
         Takes::Size => parsed(value, |text| parse_size(text).map(|_| text.to_owned()))?,

@@ -44,9 +44,12 @@ impl Shares {
     pub(super) fn begin(&mut self, job: usize, own: Option<u64>) -> Option<u64> {
         self.running.insert(job, Share { own, pid: None, told: None });
         let rate = self.rate(own);
-        if let Some(share) = self.running.get_mut(&job) {
+        if self.total.is_none()
+            && let Some(share) = self.running.get_mut(&job)
+        {
             share.told = rate;
         }
+        // Its destination may remember a share of an earlier run, so it is told once more.
         rate
     }
 
@@ -113,9 +116,9 @@ mod tests {
         assert_eq!(shares.untold(), [], "no process to be told");
         shares.set_pid(0, Some(10));
         shares.set_pid(1, Some(11));
-        let [untold] = shares.untold()[..] else { panic!() };
-        assert_eq!(untold, Untold { job: 0, pid: 10, rate: Some(9 << 19) });
-        shares.told(untold);
+        let first = Untold { job: 0, pid: 10, rate: Some(9 << 19) };
+        assert_eq!(shares.untold(), [first, Untold { job: 1, pid: 11, rate: Some(1 << 20) }]);
+        shares.untold().into_iter().for_each(|untold| shares.told(untold));
         assert_eq!(shares.untold(), []);
         shares.begin(2, None);
         assert_eq!(shares.untold()[0].rate, Some(3 << 20));

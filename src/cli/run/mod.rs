@@ -167,6 +167,7 @@ mod tests {
                 Takes::Globs => vec!["=*.x".to_owned()],
                 Takes::Path => vec!["=/x".to_owned()],
                 Takes::Pairs => vec!["=key=@/x".to_owned()],
+                Takes::Texts => vec!["=https://h".to_owned()],
             };
             for value in values {
                 let option = format!("--{name}{value}");

@@ -12,8 +12,11 @@ use super::places::{Place, Places};
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 
-/// Path -> the line's number and its JSON.
-const LINES: TableDefinition<&[u8], (u64, &[u8])> = TableDefinition::new("lines");
+/// The line's number and its JSON.
+type Value = (u64, &'static [u8]);
+
+/// By path.
+const LINES: TableDefinition<&[u8], Value> = TableDefinition::new("lines");
 const OP: &str = "read manifest";
 /// Memory for pages of the table.
 const CACHE_BYTES: usize = 32 << 20;
@@ -161,7 +164,7 @@ impl Index {
         }
     }
 
-    fn table(&self) -> Result<redb::ReadOnlyTable<&'static [u8], (u64, &'static [u8])>> {
+    fn table(&self) -> Result<redb::ReadOnlyTable<&'static [u8], Value>> {
         let transaction = self.lines.begin_read().map_err(broken)?;
         transaction.open_table(LINES).map_err(broken)
     }
@@ -185,7 +188,7 @@ struct Seen {
 impl Seen {
     fn take(
         &mut self,
-        table: &mut Table<'_, &'static [u8], (u64, &'static [u8])>,
+        table: &mut Table<'_, &'static [u8], Value>,
         places: &Places,
         number: u64,
         json: &[u8],
@@ -214,9 +217,7 @@ impl Seen {
 }
 
 /// A file has nothing below it. In the order of paths, what lies in one directory comes in few runs.
-fn check_directories(
-    table: &impl ReadableTable<&'static [u8], (u64, &'static [u8])>,
-) -> Result<()> {
+fn check_directories(table: &impl ReadableTable<&'static [u8], Value>) -> Result<()> {
     let mut last_parent: Vec<u8> = Vec::new();
     for entry in table.iter().map_err(broken)? {
         let (key, value) = entry.map_err(broken)?;
