@@ -114,7 +114,7 @@ fn wrong_usage_is_exit_2_and_one_line() {
         "--log-level",
     );
     env.refuses(&["mount", "", "/m", "--dest", "/d"], 2, "empty");
-    env.refuses(&["mount", "s3://bucket", "/m", "--dest", "/d"], 7, "not built yet");
+    env.refuses(&["mount", "gopher://host", "/m", "--dest", "/d"], 7, "not built yet");
     env.refuses(&["unmount", "/m", "--wait", "--force"], 2, "cannot be used with");
     let (exit, _, help) = env.run(&[]);
     assert_eq!(exit, Some(2));

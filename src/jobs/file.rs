@@ -289,6 +289,13 @@ fn parse_name(name: &str) -> Result<String, String> {
 
 /// The source and its name for people.
 fn source(text: &str, base: &Path) -> Result<(SourceSpec, String), String> {
+    let beside = text
+        .strip_prefix("manifest:")
+        .filter(|place| !place.is_empty() && !place.contains("://") && !is_url(place));
+    let text = match beside {
+        Some(place) => &format!("manifest:{}", base.join(place).display()),
+        None => text,
+    };
     // What is wrong with it may be a secret: it is not repeated.
     let spec = SourceSpec::parse(text.as_ref()).map_err(|error| error.to_string())?;
     let spec = match spec {
@@ -347,9 +354,15 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_is_beside_the_file() {
+        let plan = read("[[job]]\nname = 'a'\nsource = 'manifest:m.jsonl'\ndestination = 'b'\n");
+        assert_eq!(plan.unwrap().jobs[0].shown_source, "manifest:/etc/copies/m.jsonl");
+    }
+
+    #[test]
     fn everything_that_is_wrong_is_told_at_once() {
         let found = read(
-            "[run]\nparalel = 2\n[[job]]\nname = 'a b'\nsource = ''\n[[job]]\nname = 'c'\nsource = 's3://b/p'\n\
+            "[run]\nparalel = 2\n[[job]]\nname = 'a b'\nsource = ''\n[[job]]\nname = 'c'\nsource = 'gopher://b/p'\n\
              destination = '/to'\nsnapshot = 'command'\nmax-jobs = 'many'\n[jobs]\n",
         );
         let found = found.unwrap_err();

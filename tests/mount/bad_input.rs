@@ -29,7 +29,7 @@ fn a_source_that_cannot_be_had_is_refused() {
     // Nobody listens there.
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
     refused(&env, &env.try_mount(format!("http://{free}/"), &[]), 3, &free.to_string());
-    for (source, code) in [("http://", 2), ("s3://bucket/x", 7), ("", 2)] {
+    for (source, code) in [("http://", 2), ("gopher://host/x", 7), ("", 2)] {
         refused(&env, &env.try_mount(source, &[]), code, "");
     }
     symlink("/etc", env.path("link")).unwrap();

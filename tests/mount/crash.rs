@@ -94,8 +94,9 @@ fn read_until_gone(place: &Path, source: &Path, mut random: Random, is_over: imp
     }
 }
 
+/// The receipt is the last that is written.
 fn is_complete(destination: &Path) -> bool {
-    destination.join(".lazycopy").exists() && !destination.join(MARKER).exists()
+    destination.join(".lazycopy/receipt.json").exists() && !destination.join(MARKER).exists()
 }
 
 fn assert_equal_trees(source: &Path, copy: &Path) {

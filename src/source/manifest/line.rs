@@ -119,6 +119,10 @@ impl Line {
     /// # Errors
     /// What is wrong with it, for people; without the line's number.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
+        // serde takes a list for an object that has the same values.
+        if json.trim_ascii_start().first() == Some(&b'[') {
+            return Err("a line is one object: {…}".to_owned());
+        }
         let written: Written = serde_json::from_slice(json).map_err(|error| reason(&error))?;
         let raw = one_of("path", written.path, written.path_b64)?.ok_or("it has no path")?;
         let (path, is_directory) = path_of(&raw)?;
@@ -357,7 +361,8 @@ mod tests {
         for (json, why) in [
             ("", "EOF"),
             ("{", "EOF"),
-            ("[]", "invalid"),
+            ("[]", "one object"),
+            (r#" ["a","b"]"#, "one object"),
             (r#"{"size":1}"#, "no path"),
             (r#"{"path":"a","path_b64":"YQ=="}"#, "both path and path_b64"),
             (r#"{"path_b64":"?"}"#, "no base64"),
