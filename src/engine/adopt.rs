@@ -127,7 +127,10 @@ impl Engine {
     }
 
     async fn judge(self: &Arc<Self>, path: RelPath, existing: Existing) -> Result<Verdict> {
-        let source = match self.source.stat(&path).await {
+        let connection = self.connection().await;
+        let asked = self.source.stat(&path).await;
+        drop(connection);
+        let source = match asked {
             Ok(attributes) => attributes,
             Err(error) if error.kind() == Kind::NotFound => return Ok(Verdict::Unrelated),
             Err(error) => return Err(error.at(path.as_path())),

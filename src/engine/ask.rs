@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::core::attributes::{Attributes, EntryKind, Fingerprint, Validator};
 use crate::core::flight::BoardedOne;
-use crate::core::permits::Acquired;
+use crate::core::permits::{Acquired, Permit};
 use crate::core::priority::Priority;
 use crate::engine::Engine;
 use crate::engine::node::Node;
@@ -60,18 +60,29 @@ impl Engine {
         if !self.lists_attributes() && self.is_listed_directory(directory, name) {
             return Ok(made_up_directory());
         }
-        let _permit = match self.stat_permits.acquire(priority) {
-            Acquired::Now(permit) => Some(permit),
-            Acquired::Queued(mut ticket) => {
-                ticket.signal().await;
-                ticket.permit()
-            }
-        };
+        let _permit = self.stat_permit(priority).await;
         let asked = self.patiently(|| self.source.stat(&path)).await;
         if asked.is_ok() {
             self.stat_permits.served();
         }
         asked
+    }
+
+    async fn stat_permit(&self, priority: Priority) -> Option<Permit> {
+        match self.stat_permits.acquire(priority) {
+            Acquired::Now(permit) => Some(permit),
+            Acquired::Queued(mut ticket) => {
+                ticket.signal().await;
+                ticket.permit()
+            }
+        }
+    }
+
+    /// A right to one request that is neither for bytes nor for a name, where somebody asked for a number of connections. Whoever
+    /// holds another permit must not wait for it.
+    pub(super) async fn connection(&self) -> Option<Permit> {
+        self.limits.settings().max_connections?;
+        self.stat_permit(Priority::Demand).await
     }
 
     /// Only what this life has seen listed: a directory that is a file by now is asked for.

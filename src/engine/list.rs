@@ -211,6 +211,7 @@ impl Engine {
         let (sender, mut batches) = mpsc::channel::<ListBatch>(LIST_BATCHES);
         let (engine, path) = (Arc::clone(self), node.path());
         let asked = self.runtime.spawn(async move {
+            let _connection = engine.connection().await;
             // What asks for patience has sent nothing yet.
             engine.patiently(|| engine.source.list(&path, sender.clone())).await
         });

@@ -296,6 +296,7 @@ impl Engine {
     pub(crate) async fn source_metadata(&self, file: &LazyFile) -> Result<Metadata> {
         let mut tries = self.settings.retry.begin();
         loop {
+            let connection = self.connection().await;
             let asked = async {
                 let attributes = self.source.stat(&file.path).await?;
                 if attributes.fingerprint != *file.fingerprint() {
@@ -311,6 +312,7 @@ impl Engine {
                 }
                 Err(error) => error,
             };
+            drop(connection);
             let Some(wait) = tries.wait_after(&error, jitter()) else {
                 return Err(error);
             };

@@ -58,7 +58,9 @@ impl Engine {
         let Some(path) = self.listed_sidecar(file).await? else { return Ok(None) };
         let mut tries = self.settings.retry.begin();
         loop {
+            let connection = self.connection().await;
             let asked = self.within_deadline("read checksum file", self.read_sidecar(&path)).await;
+            drop(connection);
             let error = match asked {
                 Ok(None) => return Ok(None),
                 Ok(Some((text, modified))) => {

@@ -58,7 +58,11 @@ const SPACE: Told = &[
     ("resume", "by", &["space"]),
 ];
 /// A run tells its own log; what is lost is told by the unit tests of the events.
-const ELSEWHERE: Told = &[("run", "what", &["begun", "ended"]), ("lost", "", &[])];
+const ELSEWHERE: Told = &[
+    ("run", "what", &["begun", "ended"]),
+    ("run-job", "what", &["begun", "ended"]),
+    ("lost", "", &[]),
+];
 
 fn page(size: u64) -> Page {
     Page::new(size, |at, len| patterned(1, at, len))
