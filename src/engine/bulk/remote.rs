@@ -317,5 +317,5 @@ fn key(attributes: &Attributes) -> Option<(u64, String)> {
 
 /// 32 bits are the same for other bytes sooner or later.
 fn is_strong(checksum: &Checksum) -> bool {
-    matches!(checksum, Checksum::Sha256(_) | Checksum::Md5(_))
+    matches!(checksum, Checksum::Blake3(_) | Checksum::Sha256(_) | Checksum::Md5(_))
 }
