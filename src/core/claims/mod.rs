@@ -207,6 +207,16 @@ impl Claims {
         Some(self.enlist(&mut state, want))
     }
 
+    /// Waits for `want` as long as all that is missing of it is being fetched: a chunk that ends before its end wakes too. `None` if `want`
+    /// is covered, or if nobody fetches some of it: what is free already when one begins to wait, nobody would tell.
+    pub fn wait_while_running(self: &Arc<Self>, want: ByteRange) -> Option<Waiter> {
+        let want = want.clip(self.size);
+        let mut state = self.state.lock();
+        let is_under_way = state.lacking(want) > 0
+            && state.first_gap(want.to_blocks(self.size), self.size).is_none();
+        is_under_way.then(|| self.enlist(&mut state, want))
+    }
+
     /// Marks the whole blocks inside `range` as present: the backing file holds them without a fetch (a hole, an adopted file).
     pub fn mark_present(&self, range: ByteRange) {
         let range = range.clip(self.size);

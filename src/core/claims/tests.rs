@@ -78,6 +78,29 @@ fn dropping_a_lease_wakes_every_waiter() {
 }
 
 // L17: one reader's failure poisoned the chunk for all, for ever.
+// A chunk ended early before its copier began to wait, and the one that still ran told nobody of the gap.
+#[test]
+fn nobody_waits_for_what_nobody_fetches() {
+    let (claims, ids, now) = file(2 * BLOCK_SIZE);
+    let all = ByteRange::new(0, 2 * BLOCK_SIZE);
+    assert!(claims.wait_while_running(all).is_none(), "nothing runs");
+    let first = lead(claims.lead(all, Priority::Hydration, BLOCK_SIZE, &ids, now));
+    assert!(claims.wait_while_running(all).is_none(), "half of it is free");
+    let mut second = lead(claims.lead(all, Priority::Hydration, BLOCK_SIZE, &ids, now));
+    let mut waiter = claims.wait_while_running(all).unwrap();
+    drop(first);
+    assert!(waiter.signal().is_closed(), "a gap wakes");
+    assert!(claims.wait_while_running(all).is_none(), "there is a gap");
+    let mut first = lead(claims.lead(all, Priority::Hydration, BLOCK_SIZE, &ids, now));
+    let mut waiter = claims.wait_while_running(all).unwrap();
+    first.landed(BLOCK_SIZE);
+    first.commit();
+    assert!(!waiter.signal().is_closed(), "the other one still runs");
+    second.landed(BLOCK_SIZE);
+    assert!(waiter.signal().is_closed());
+    assert!(claims.wait_while_running(all).is_none(), "all is here");
+}
+
 #[test]
 fn a_failure_is_remembered_until_its_time_and_forgotten_when_a_byte_arrives() {
     let (claims, ids, now) = file(4 * BLOCK_SIZE);

@@ -173,11 +173,8 @@ impl Engine {
                 None if self.room.is_short() => continue,
                 None => {}
             }
-            let waiter = file.claims.wait_for(whole);
-            // Looked at once we are in the list: a chunk that ended before, or was taken back, wakes nobody.
-            if let Some(mut waiter) = waiter
-                && !file.claims.running().is_empty()
-            {
+            // A chunk that ended early while we waited for a permit has left something free behind us: that is begun first.
+            if let Some(mut waiter) = file.claims.wait_while_running(whole) {
                 tokio::select! {
                     () = waiter.signal() => {}
                     () = self.switch.ordered_since(orders) => {}
