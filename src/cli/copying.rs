@@ -6,37 +6,21 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 
+use crate::cli::source_options::SourceArgs;
 use crate::cli::{absolute, mount_options};
 use crate::daemon::settings::{
     Durability, Existing, OnChange, PublishSettings, ReadSettings, Refresh, TreeSettings,
 };
 pub(crate) use crate::daemon::units::{parse_size, parse_time};
 use crate::error::Result;
-use crate::source::manifest::ALLOW_ORIGIN;
 use crate::source::options::SourceOptions;
 use crate::vfs::mount::MountOptions;
 
 /// How a tree is copied.
 #[derive(Debug, Args)]
 pub(crate) struct CopyingArgs {
-    /// Option of a remote SOURCE, once for each; KEY=@FILE takes the value, as a secret, from a file [default: none; `lazycopy doctor` lists them]
-    #[arg(
-        short = 'S',
-        long = "source-option",
-        value_name = "KEY=VALUE",
-        env = "LAZYCOPY_SOURCE_OPTIONS",
-        hide_env_values = true
-    )]
-    source_options: Vec<String>,
-    /// Origin besides its own that a manifest may name, as https://host; once for each [default: none]
-    #[arg(
-        long,
-        value_name = "ORIGIN",
-        env = "LAZYCOPY_ALLOW_ORIGIN",
-        hide_env_values = true,
-        value_delimiter = ','
-    )]
-    allow_origin: Vec<String>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Directory for the catalog and hashes of the copy; made if its parent exists, remembered in the copy [default: in the copy]
     #[arg(long, value_name = "DIR", env = "LAZYCOPY_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
@@ -66,7 +50,7 @@ impl CopyingArgs {
     }
 
     pub(crate) fn source_options(&self) -> Result<SourceOptions> {
-        SourceOptions::parse(&self.source_options)?.with(ALLOW_ORIGIN.name, &self.allow_origin)
+        self.source.options()
     }
 
     pub(crate) fn cross_mounts(&self) -> bool {

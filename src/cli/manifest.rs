@@ -9,11 +9,11 @@ use clap::{Args, ValueEnum};
 use url::Url;
 
 use crate::cli::exit::Exit;
+use crate::cli::source_options::SourceArgs;
 use crate::cli::{absolute, complain, text};
 use crate::daemon::manifest::{Base, Counts, ManifestSettings, Sums, write};
 use crate::daemon::settings::SourceSpec;
 use crate::error::{Error, Result};
-use crate::source::options::SourceOptions;
 
 /// Write a manifest of SOURCE: its files with lengths, times and checksums, as JSON lines. `manifest:FILE` is a source again.
 #[derive(Debug, Args)]
@@ -47,15 +47,8 @@ pub(crate) struct ManifestArgs {
     /// Go into other file systems below a local SOURCE [default: one file system]
     #[arg(long, env = "LAZYCOPY_CROSS_MOUNTS", hide_env_values = true, value_parser = BoolishValueParser::new())]
     cross_mounts: bool,
-    /// Option of a remote SOURCE, once for each; KEY=@FILE takes the value, as a secret, from a file [default: none]
-    #[arg(
-        short = 'S',
-        long = "source-option",
-        value_name = "KEY=VALUE",
-        env = "LAZYCOPY_SOURCE_OPTIONS",
-        hide_env_values = true
-    )]
-    source_options: Vec<String>,
+    #[command(flatten)]
+    source_args: SourceArgs,
 }
 
 /// Which checksums a manifest has.
@@ -71,7 +64,7 @@ enum ChecksumKind {
 
 impl ManifestArgs {
     fn settings(&self) -> Result<ManifestSettings> {
-        let options = SourceOptions::parse(&self.source_options)?;
+        let options = self.source_args.options()?;
         let source = SourceSpec::parse_with(&self.source, options)?;
         let sums = match (self.checksum, &source) {
             (Some(ChecksumKind::Told), _) | (None, SourceSpec::Url(_)) => Sums::Told,

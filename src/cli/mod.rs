@@ -21,6 +21,7 @@ mod mount_options;
 mod orders;
 mod progress;
 mod run;
+mod source_options;
 mod status;
 mod target;
 mod text;

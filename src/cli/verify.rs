@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::checksums::Checksums;
 use crate::cli::exit::Exit;
+use crate::cli::source_options::SourceArgs;
 use crate::cli::target::Target;
 use crate::cli::{absolute, complain, say, text};
 use crate::control::client::Client;
@@ -18,8 +19,6 @@ use crate::control::verify::{Summary, VerifyLine, VerifyOrder, VerifyTask};
 use crate::daemon::settings::SourceSpec;
 use crate::daemon::verify::{VerifySettings, verify};
 use crate::error::{Error, Kind, Result};
-use crate::source::manifest::ALLOW_ORIGIN;
-use crate::source::options::SourceOptions;
 
 /// Byte ranges shown of one file.
 const RANGES_SHOWN: usize = 8;
@@ -35,24 +34,8 @@ pub(crate) struct VerifyArgs {
     /// Compare DIR with SOURCE, byte for byte, instead of with the digests; with --repair: fetch from SOURCE [default: the one that was copied]
     #[arg(long, value_name = "SOURCE", env = "LAZYCOPY_VERIFY_SOURCE", hide_env_values = true)]
     source: Option<std::ffi::OsString>,
-    /// Option of a remote SOURCE, once for each; KEY=@FILE takes the value, as a secret, from a file [default: none]
-    #[arg(
-        short = 'S',
-        long = "source-option",
-        value_name = "KEY=VALUE",
-        env = "LAZYCOPY_SOURCE_OPTIONS",
-        hide_env_values = true
-    )]
-    source_options: Vec<String>,
-    /// Origin besides its own that a manifest may name, as https://host; once for each [default: none]
-    #[arg(
-        long,
-        value_name = "ORIGIN",
-        env = "LAZYCOPY_ALLOW_ORIGIN",
-        hide_env_values = true,
-        value_delimiter = ','
-    )]
-    allow_origin: Vec<String>,
+    #[command(flatten)]
+    source_args: SourceArgs,
     /// Mend what differs or is missing: good blocks are kept, bad ones (128 KiB each) fetched again [default: only tell]
     #[arg(long, env = "LAZYCOPY_REPAIR", hide_env_values = true, value_parser = BoolishValueParser::new())]
     repair: bool,
@@ -106,8 +89,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<Exit> {
 }
 
 fn run_task(args: &VerifyArgs, target: &Target, mut show: impl FnMut(VerifyLine)) -> Result<()> {
-    let options = SourceOptions::parse(&args.source_options)?;
-    let options = options.with(ALLOW_ORIGIN.name, &args.allow_origin)?;
+    let options = args.source_args.options()?;
     let named = |source| SourceSpec::parse_with(source, options.clone());
     let source = args.source.as_deref().map(named).transpose()?;
     if let Some(daemon) = &target.daemon {
