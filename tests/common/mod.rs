@@ -9,6 +9,7 @@ pub(crate) mod proxy;
 pub(crate) mod s3;
 pub(crate) mod scripted;
 pub(crate) mod servers;
+pub(crate) mod sshd;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -15,6 +15,7 @@ mod moto;
 mod nginx;
 mod s3;
 mod s3s_fs;
+mod sshd;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -54,4 +55,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs }
+conform! { local nginx manifest moto s3s_fs sshd }
