@@ -58,6 +58,7 @@ if [ "$level" != build ]; then
   needs openssl openssl
   needs procps pkill
   needs openssh-server sshd
+  needs openssh-client ssh
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 if [ "$level" = bench ]; then

@@ -288,11 +288,13 @@ fn cache_of(caches: &Path, spec: &SourceSpec) -> Result<PathBuf> {
 fn cache_name(spec: &SourceSpec, local: Option<&Path>) -> String {
     let named = match (spec, local) {
         (SourceSpec::Local(path), local) => local.unwrap_or(path).as_os_str().to_owned(),
-        // Neither who asks nor a signature says which source it is; another endpoint may have another bucket of that name.
+        // Neither who asks nor a signature says which source it is, but for sftp, where it has a home directory; another endpoint may have
+        // another bucket of that name.
         (SourceSpec::Url(Remote { url: text, options }), _) => match url::Url::parse(text) {
             Ok(url) => format!(
-                "{}://{}:{}{}{}",
+                "{}://{}{}:{}{}{}",
                 url.scheme(),
+                if url.scheme() == "sftp" { url.username() } else { "" },
                 url.host_str().unwrap_or_default(),
                 url.port_or_known_default().unwrap_or_default(),
                 url.path().trim_end_matches('/'),

@@ -33,7 +33,7 @@ pub enum Takes {
 }
 
 /// All of them but the rate, which is shared out.
-pub const OPTIONS: [(&str, Takes); 21] = [
+pub const OPTIONS: [(&str, Takes); 22] = [
     ("include", Takes::Globs),
     ("exclude", Takes::Globs),
     ("first", Takes::Globs),
@@ -54,6 +54,7 @@ pub const OPTIONS: [(&str, Takes); 21] = [
     ("state-dir", Takes::Path),
     ("source-option", Takes::Pairs),
     ("allow-origin", Takes::Texts),
+    ("accept-new", Takes::Flag),
     ("log-level", Takes::Choice(&["error", "warn", "info", "debug", "trace"])),
 ];
 

@@ -15,6 +15,7 @@ mod moto;
 mod nginx;
 mod s3;
 mod s3s_fs;
+mod sftp;
 mod sshd;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).

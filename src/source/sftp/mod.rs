@@ -9,6 +9,8 @@
 
 mod attributes;
 mod complaint;
+#[cfg(test)]
+mod laws;
 mod listing;
 mod packet;
 mod place;
@@ -30,7 +32,7 @@ use tokio::sync::mpsc;
 
 use self::packet::{Answer, Request, Status, read_file_system};
 use self::place::Place;
-use self::pool::{CONNECTIONS, Pool};
+use self::pool::{CONNECTIONS, Pool, SWEEP};
 use self::session::Session;
 use self::ssh::Target;
 use super::kinds::{Remote, SourceKind};
@@ -81,7 +83,7 @@ impl SftpSource {
             let target = target.clone();
             Box::pin(async move { target.connect().await })
         };
-        let pool = Pool::new(Box::new(connect));
+        let pool = Pool::new(Box::new(connect), SWEEP);
         let session = pool.session().await?;
         let found = stat(&session, Request::Stat(place.path.clone())).await;
         let single = match found?.kind {

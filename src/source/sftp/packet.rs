@@ -380,7 +380,7 @@ impl Fields {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -426,7 +426,7 @@ mod tests {
     }
 
     /// As a server does it.
-    fn put_answer(out: &mut BytesMut, id: u32, answer: &Answer) {
+    pub(in crate::source::sftp) fn put_answer(out: &mut BytesMut, id: u32, answer: &Answer) {
         let from = begin(out);
         let mut head = |kind: u8| {
             out.put_u8(kind);

@@ -18,8 +18,8 @@ use crate::error::{Error, Kind, Result};
 pub(super) const CONNECTIONS: usize = 4;
 /// Users of each connection from which on another one is worth its login.
 const BUSY: usize = 2;
-/// After how long the idle are looked for; who is idle twice goes.
-const SWEEP: Duration = Duration::from_secs(5);
+/// How often the idle are looked for; who is idle twice goes.
+pub(super) const SWEEP: Duration = Duration::from_secs(5);
 /// For how long no further connection is tried after one that failed beside others that work.
 const REST: Duration = Duration::from_secs(60);
 /// Users who wait to be told.
@@ -38,7 +38,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// To be called on the runtime that shall keep the connections.
-    pub(super) fn new(connect: Connect) -> Self {
+    pub(super) fn new(connect: Connect, sweep: Duration) -> Self {
         let (wanted, inbox) = mpsc::channel(ASKS);
         let keeper = Keeper {
             connect,
@@ -47,7 +47,7 @@ impl Pool {
             waiting: Vec::new(),
             rests_until: None,
         };
-        tokio::spawn(keeper.run(inbox));
+        tokio::spawn(keeper.run(inbox, sweep));
         Self { wanted }
     }
 
@@ -88,8 +88,8 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Wanted>) {
-        let mut sweeps = interval(SWEEP);
+    async fn run(mut self, mut inbox: mpsc::Receiver<Wanted>, sweep: Duration) {
+        let mut sweeps = interval(sweep);
         loop {
             tokio::select! {
                 wanted = inbox.recv() => match wanted {
