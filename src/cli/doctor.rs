@@ -84,7 +84,7 @@ impl fmt::Display for Finding {
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<Exit> {
-    let mut findings = vec![device(), helper(), allow_other(), kernel()];
+    let mut findings = vec![device(), helper(), allow_other(), kernel(), ssh()];
     findings.extend([open_files(), memory()].into_iter().flatten());
     if let Some(directory) = &args.dest {
         findings.extend(probe_destination(directory));
@@ -172,6 +172,17 @@ fn helper() -> Finding {
         ),
     };
     if is_root() { Finding::costs(missing, advice) } else { Finding::fatal(missing, advice) }
+}
+
+/// The program that leads to sftp sources.
+fn ssh() -> Finding {
+    match find_program("ssh") {
+        Some((path, _)) => Finding::fine(format!("{} leads to sftp sources", path.display())),
+        None => Finding::costs(
+            "ssh is not installed",
+            "sftp sources cannot be reached; install the package openssh-client",
+        ),
+    }
 }
 
 /// A program of `$PATH`, and whether it runs as root.
@@ -283,7 +294,7 @@ mod tests {
 
     #[test]
     fn every_finding_that_is_not_fine_says_what_to_do() {
-        for finding in [device(), helper(), allow_other(), kernel()] {
+        for finding in [device(), helper(), allow_other(), kernel(), ssh()] {
             assert_eq!(finding.verdict == Verdict::Fine, finding.advice.is_empty(), "{finding}");
         }
     }

@@ -58,9 +58,10 @@ impl Remote {
     /// # Errors
     /// `NotSupported` for a scheme that nobody here speaks; `Invalid` for a URL or an option that makes no sense.
     pub fn new(url: impl Into<String>, options: SourceOptions) -> Result<Self> {
-        let remote = Self { url: url.into(), options };
+        let mut remote = Self { url: url.into(), options };
         let kind = remote.kind()?;
         remote.options.check(remote.scheme(), kind.options)?;
+        remote.options = remote.options.rooted(kind.options)?;
         (kind.display_name)(&remote)?;
         Ok(remote)
     }

@@ -125,6 +125,22 @@ impl SourceOptions {
         Ok(())
     }
 
+    /// The same from any directory: the files that it names are absolute.
+    ///
+    /// # Errors
+    /// As [`absolute`](std::path::absolute); `Invalid` if that is not UTF-8.
+    pub fn rooted(mut self, known: &[OptionSpec]) -> Result<Self> {
+        for spec in known.iter().filter(|spec| spec.takes == Takes::Path) {
+            if let Some(Value::Text(text)) = self.0.get_mut(spec.name) {
+                let path = absolute(text)?.into_os_string().into_string();
+                *text = path.map_err(|_path| {
+                    invalid(format!("the name of the file for {} is not UTF-8", spec.name))
+                })?;
+            }
+        }
+        Ok(self)
+    }
+
     /// The text of `key`, if it is given. Blocks if it is in a file.
     ///
     /// # Errors
@@ -242,6 +258,17 @@ mod tests {
         assert!(
             checked(&["colour=red"]).unwrap_err().to_string().contains("endpoint, anonymous, key")
         );
+    }
+
+    // A daemon stands in another directory than who started it.
+    #[test]
+    fn a_file_is_that_of_the_directory_where_it_was_named() {
+        let known = [OptionSpec { name: "ca", takes: Takes::Path, help: "" }];
+        let rooted = |item| SourceOptions::parse(&[item]).unwrap().rooted(&known).unwrap();
+        let here = std::env::current_dir().unwrap().join("ca.pem");
+        assert_eq!(rooted("ca=ca.pem").items(), [format!("ca={}", here.display())]);
+        assert_eq!(rooted("ca=/etc/ca.pem").items(), ["ca=/etc/ca.pem"]);
+        assert_eq!(rooted("other=x").items(), ["other=x"]);
     }
 
     #[test]

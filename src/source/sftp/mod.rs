@@ -35,6 +35,7 @@ use self::place::Place;
 use self::pool::{CONNECTIONS, Pool, SWEEP};
 use self::session::Session;
 use self::ssh::Target;
+use super::http::origin::directory_attributes;
 use super::kinds::{Remote, SourceKind};
 use super::{ByteStream, Capacity, Entry, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, EntryKind, Fingerprint};
@@ -146,6 +147,9 @@ impl SftpSource {
     }
 
     async fn stat_in_tree(&self, path: &RelPath) -> Result<Attributes> {
+        if path.is_root() && self.single.is_some() {
+            return Ok(directory_attributes(None));
+        }
         let place = self.place_of(path)?;
         // The root may be a link to a directory, as SOURCE was typed; so may the only file.
         let follows = path.is_root() || self.single.is_some();

@@ -144,15 +144,6 @@ pub(super) struct Hello {
     pub(super) tells_file_system: bool,
 }
 
-/// What a server takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Limits {
-    /// Bytes of one answer to a READ; 0 = it does not say.
-    pub(super) read_bytes: u64,
-    /// Open handles of one connection; 0 = it does not say.
-    pub(super) handles: u64,
-}
-
 /// Why there is nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Status {
@@ -290,11 +281,11 @@ pub(super) fn read_answer(packet: Bytes) -> Result<(u32, Result<Answer>)> {
     Ok((id, answer.ok_or_else(|| malformed("an answer that ends too early"))))
 }
 
-/// Reads the answer to [`Request::Limits`].
-pub(super) fn read_limits(answer: Bytes) -> Option<Limits> {
+/// Reads the answer to [`Request::Limits`]: bytes of one answer to a READ, if it says.
+pub(super) fn read_limits(answer: Bytes) -> Option<u64> {
     let mut fields = Fields(answer);
-    let (_packet, read_bytes, _write) = (fields.u64()?, fields.u64()?, fields.u64()?);
-    Some(Limits { read_bytes, handles: fields.u64().unwrap_or(0) })
+    let (_packet, read) = (fields.u64()?, fields.u64()?);
+    (read > 0).then_some(read)
 }
 
 /// Reads the answer to [`Request::FileSystem`]: all bytes and all inodes.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::session::Session;
 use crate::error::{Error, Kind, Result};
@@ -90,6 +90,8 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, mut inbox: mpsc::Receiver<Wanted>, sweep: Duration) {
         let mut sweeps = interval(sweep);
+        // Two looks are apart, however late the first is.
+        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 wanted = inbox.recv() => match wanted {

@@ -75,11 +75,12 @@ impl Reading {
         while !self.rest.is_empty() {
             let longest = self.session.longest_read();
             let len = self.rest.len().min(self.step).min(longest);
-            let urgent = self.ahead.is_empty();
-            if !urgent && under_way + len > WINDOW {
-                break;
-            }
-            let Some(share) = self.session.share(len, urgent) else { break };
+            let share = match self.ahead.is_empty() {
+                true => Some(self.session.take_share(len)),
+                false if under_way + len > WINDOW => None,
+                false => self.session.try_take_share(len),
+            };
+            let Some(share) = share else { break };
             let range = ByteRange::at(self.rest.start, len);
             let piece = self.ask(range, share).await?;
             self.ahead.push_back(piece);
@@ -143,10 +144,8 @@ impl Reading {
             // It gives less at once; the rest goes before what was asked for behind it.
             self.session.reads_no_more_than(came.len());
             let rest = ByteRange::new(came.end, range.end);
-            if let Some(share) = self.session.share(rest.len(), true) {
-                let piece = self.ask(rest, share).await?;
-                self.ahead.push_front(piece);
-            }
+            let piece = self.ask(rest, self.session.take_share(rest.len())).await?;
+            self.ahead.push_front(piece);
         }
         self.ask_ahead().await?;
         Ok(Some(bytes))

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::packet::{
-    self, Answer, Hello, Limits, Request, put_hello, read_hello, read_limits, take_packet,
+    self, Answer, Hello, Request, put_hello, read_hello, read_limits, take_packet,
 };
 use super::wire::{Ask, Handle, Opened, Waiter, Wire, cut};
 use crate::error::{Error, Kind, Result};
@@ -15,8 +15,8 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// Requests on their way to the task that writes them.
 const ASKS: usize = 64;
-/// Open handles of one connection, unless the server takes fewer.
-const HANDLES: u64 = 64;
+/// Open handles of one connection; servers take about 1000.
+const HANDLES: usize = 64;
 /// Bytes of one READ that every server answers.
 const SAFE_READ: u64 = 32 << 10;
 /// Bytes of one READ at most: more make no answer cheaper, and the first byte later.
@@ -100,7 +100,7 @@ impl Session {
         W: AsyncWrite + Unpin,
     {
         let (asks, wanted) = mpsc::channel(ASKS);
-        let (closes, unused) = mpsc::channel(usize::try_from(HANDLES).unwrap_or(1));
+        let (closes, unused) = mpsc::channel(HANDLES);
         let wire = Wire::new((reader, writer), incoming, wanted, unused);
         let longest_read = AtomicU64::new(SAFE_READ);
         (Self { asks, closes, hello, longest_read, in_flight: Arc::default() }, wire)
@@ -115,8 +115,7 @@ impl Session {
             return Ok(());
         }
         if let Answer::Extended(answer) = self.ask(Request::Limits).await?
-            && let Some(Limits { read_bytes, .. }) = read_limits(answer)
-            && read_bytes > 0
+            && let Some(read_bytes) = read_limits(answer)
         {
             // Relaxed: a hint.
             self.longest_read.store(read_bytes.min(LONGEST_READ), Ordering::Relaxed);
@@ -144,11 +143,16 @@ impl Session {
         self.longest_read.fetch_min(bytes.max(4096), Ordering::Relaxed);
     }
 
-    /// Accounts for `bytes` that will be asked for; `None` if there are too many already, and somebody who is not `urgent` can wait.
-    pub(super) fn share(&self, bytes: u64, urgent: bool) -> Option<Share> {
-        let before = self.in_flight.fetch_add(bytes, Ordering::Relaxed);
-        let share = Share { of: Arc::clone(&self.in_flight), bytes };
-        (urgent || before + bytes <= IN_FLIGHT).then_some(share)
+    /// Accounts for `bytes` that will be asked for.
+    pub(super) fn take_share(&self, bytes: u64) -> Share {
+        self.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        Share { of: Arc::clone(&self.in_flight), bytes }
+    }
+
+    /// The same, unless that makes too many.
+    pub(super) fn try_take_share(&self, bytes: u64) -> Option<Share> {
+        let share = self.take_share(bytes);
+        (self.in_flight.load(Ordering::Relaxed) <= IN_FLIGHT).then_some(share)
     }
 
     /// Sends a request; its answer comes later. Requests that one caller sends are answered as if each waited for the one before.

@@ -5,6 +5,7 @@
 //! terminal, stands in no directory that could be a mountpoint, and asks nobody anything.
 
 use std::convert::Infallible;
+use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -89,6 +90,8 @@ impl Target {
             settings.push(format!("UserKnownHostsFile={}", quoted(&path)?));
         }
         if let Some(path) = options.path(IDENTITY.name)? {
+            // ssh would only say that nobody lets it in.
+            fs::metadata(&path).map_err(|error| Error::io("use -S identity", error).at(&path))?;
             settings.push(format!("IdentityFile={}", quoted(&path)?));
             settings.push("IdentitiesOnly=yes".to_owned());
         }
@@ -261,20 +264,21 @@ mod tests {
 
     #[test]
     fn files_users_and_ports_reach_ssh_as_they_are() {
-        let items = ["identity=/a b/k%y", "known-hosts=/k", "ssh-config=/c %d"];
+        let directory = tempfile::TempDir::new().unwrap();
+        let key = directory.path().join("a k%y");
+        fs::write(&key, "").unwrap();
+        let identity = format!("identity={}", key.display());
+        let items = [&identity, "known-hosts=/k", "ssh-config=/c %d"];
         let all = arguments("sftp://me@h:2222/", &items).unwrap();
-        for argument in [
-            "IdentityFile=\"/a b/k%%y\"",
-            "IdentitiesOnly=yes",
-            "UserKnownHostsFile=\"/k\"",
-            "Port=2222",
-            "/c %d",
-            "me",
-        ] {
+        let key = format!("IdentityFile=\"{}\"", key.display().to_string().replace('%', "%%"));
+        let file = "UserKnownHostsFile=\"/k\"";
+        for argument in [&key, "IdentitiesOnly=yes", file, "Port=2222", "/c %d", "me"] {
             assert!(all.contains(&argument.to_owned()), "{argument} {all:?}");
         }
-        for item in ["identity=/a\"b", "known-hosts=/${HOME}/x", "identity=/a\\b"] {
+        for item in ["known-hosts=/a\"b", "known-hosts=/${HOME}/x", "known-hosts=/a\\b"] {
             assert_eq!(arguments("sftp://h/", &[item]).unwrap_err().kind(), Kind::Invalid);
         }
+        let missing = arguments("sftp://h/", &["identity=/nonexistent/key"]).unwrap_err();
+        assert!(missing.to_string().contains("/nonexistent/key"), "{missing}");
     }
 }

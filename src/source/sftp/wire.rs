@@ -19,8 +19,10 @@ use crate::error::{Error, Kind, Result};
 const OUTSTANDING: usize = 1024;
 /// Bytes of requests that wait to be written, about.
 const UNWRITTEN: usize = 64 << 10;
-/// Room for each read from the connection, in bytes.
+/// Room for each read from the connection, in bytes: what a pipe holds.
 const ROOM: usize = 64 << 10;
+/// Bytes that are allocated at once for several of them; the pieces of a file are parts of these.
+const BLOCK: usize = 4 * ROOM;
 /// How long a server may be silent that owes answers. Its machine answers ssh itself sooner if it lives, so this is a disk that hangs.
 const SILENCE: Duration = Duration::from_secs(120);
 
@@ -153,7 +155,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Wire<R, W> {
 
     async fn step(&mut self) -> Result<()> {
         let has_room = self.outgoing.len() < UNWRITTEN && self.waiters.len() < OUTSTANDING;
-        self.incoming.reserve(ROOM);
+        if self.incoming.capacity() - self.incoming.len() < ROOM {
+            self.incoming.reserve(BLOCK);
+        }
         tokio::select! {
             read = self.reader.read_buf(&mut self.incoming) => match read {
                 Ok(0) => return Err(cut()),
