@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::packet::tests::put_answer;
 use super::packet::{Answer, RawAttributes, Request, Status, take_packet};
-use super::pool::{CONNECTIONS, Connect, Pool};
-use super::reading;
+use super::pool::{CONNECTIONS, Connect, FileVersion, IdleFile, Lent, Pool};
+use super::reading::{self, Ask};
 use super::session::Session;
 use super::wire::Wire;
 use crate::core::attributes::Fingerprint;
@@ -137,8 +138,17 @@ fn content(offset: u64, len: u64) -> Bytes {
 }
 
 async fn read(session: &Arc<Session>, size: u64) -> Result<ByteStream> {
-    let (path, whole) = (Bytes::from_static(b"/f"), ByteRange::at(0, size));
-    reading::read(Arc::clone(session), path, whole, fingerprint(size, 1), RelPath::root()).await
+    read_range(session, size, ByteRange::at(0, size)).await
+}
+
+async fn read_range(session: &Arc<Session>, size: u64, range: ByteRange) -> Result<ByteStream> {
+    let lent = Lent { handle: None, session: Arc::clone(session) };
+    reading::read(lent, ask(size, range, mpsc::channel(1).0)).await
+}
+
+fn ask(size: u64, range: ByteRange, returns: mpsc::Sender<IdleFile>) -> Ask {
+    let file = FileVersion { path: Bytes::from_static(b"/f"), version: fingerprint(size, 1) };
+    Ask { file, range, shown: RelPath::root(), returns }
 }
 
 async fn collect(stream: ByteStream) -> (Vec<u8>, Option<Error>) {
@@ -318,15 +328,12 @@ async fn a_server_that_gives_less_at_once_is_asked_for_the_rest() {
         let data = move |offset, len: u64| Answer::Data(content(offset, len.min(most)));
         let served = tokio::spawn(serve(server, size, |_| 1, data));
         let part = if most == 1 { 3000 } else { size };
-        let path = Bytes::from_static(b"/f");
         let range = ByteRange::at(size - part, part);
-        let stream =
-            reading::read(Arc::clone(&session), path, range, fingerprint(size, 1), RelPath::root());
-        let (bytes, error) = collect(stream.await.unwrap()).await;
+        let (bytes, error) = collect(read_range(&session, size, range).await.unwrap()).await;
         assert!(error.is_none(), "{error:?}");
         assert!(bytes == content(range.start, part), "{most}");
         drop(session);
-        served.await.unwrap();
+        timeout(DEADLINE, served).await.unwrap().unwrap();
     }
 }
 
@@ -418,7 +425,7 @@ fn farm(fails: bool) -> Farm {
 async fn who_asks_while_none_is_open_shares_the_attempt() {
     for fails in [false, true] {
         let farm = farm(fails);
-        let asked = (0..20).map(|_| farm.pool.session());
+        let asked = (0..20).map(|_| lend(&farm.pool));
         let got = futures_util::future::join_all(asked).await;
         assert!(got.iter().all(|got| got.is_err() == fails));
         assert_eq!(farm.connected.load(Ordering::SeqCst), 1);
@@ -436,12 +443,12 @@ async fn busy_connections_get_help_up_to_four_and_idle_help_goes() {
         all.len() == CONNECTIONS
     };
     until(async || {
-        used.push(farm.pool.session().await.unwrap());
+        used.push(lend(&farm.pool).await.unwrap());
         has_all(&used)
     })
     .await;
     for _ in 0..100 {
-        used.push(farm.pool.session().await.unwrap());
+        used.push(lend(&farm.pool).await.unwrap());
     }
     assert!(has_all(&used), "never more");
     let all: Vec<_> = used.iter().map(Arc::downgrade).collect();
@@ -449,6 +456,71 @@ async fn busy_connections_get_help_up_to_four_and_idle_help_goes() {
     let others = || all.iter().filter(|session| !session.ptr_eq(&all[0]));
     until(async || others().all(|session| session.strong_count() == 0)).await;
     assert!(all[0].upgrade().is_some(), "one is kept");
+}
+
+async fn lend(pool: &Pool) -> Result<Arc<Session>> {
+    pool.lend(None).await.map(|lent| lent.session)
+}
+
+#[tokio::test]
+async fn a_file_that_is_read_on_is_not_opened_again_unless_its_name_means_another() {
+    let size = 1 << 20;
+    let counts = Arc::new([const { AtomicUsize::new(0) }; 3]);
+    let server_counts = Arc::clone(&counts);
+    let connect: Connect = Box::new(move || {
+        let counts = Arc::clone(&server_counts);
+        Box::pin(async move {
+            let (greeted, mut server) = connect(HELLO).await;
+            let (session, wire) = greeted?;
+            run(wire);
+            tokio::spawn(async move {
+                server.packet().await.unwrap();
+                let [opened, closed, changed] = &*counts;
+                while let Some(asked) = server.next().await {
+                    let is_changed = changed.load(Ordering::SeqCst) > 0;
+                    let done = Answer::Status(Status { code: 0, message: String::new() });
+                    let (id, answer) = match asked {
+                        Asked::Open(id) => {
+                            opened.fetch_add(1, Ordering::SeqCst);
+                            (id, handle())
+                        }
+                        // What is open stays as it was.
+                        Asked::Fstat(id) => (id, version(size, 1)),
+                        Asked::Other(id) => (id, version(size, if is_changed { 2 } else { 1 })),
+                        Asked::Read { id, offset, len } => {
+                            (id, Answer::Data(content(offset, u64::from(len))))
+                        }
+                        Asked::Close(id, _) => {
+                            closed.fetch_add(1, Ordering::SeqCst);
+                            (id, done)
+                        }
+                    };
+                    server.say(id, &answer).await;
+                }
+            });
+            Ok(session)
+        })
+    });
+    let pool = Pool::new(connect, Duration::from_secs(3600));
+    let [opened, closed, changed] = &*counts;
+    let at = |offset| ByteRange::at(offset, 1000);
+    for offset in [5, 70_000, 0] {
+        let ask = ask(size, at(offset), pool.returns());
+        let lent = pool.lend(Some(ask.file.clone())).await.unwrap();
+        let (bytes, error) = collect(reading::read(lent, ask).await.unwrap()).await;
+        assert!(error.is_none() && bytes == content(offset, 1000));
+        // It is kept before anybody asks for it.
+        let returns = pool.returns();
+        until(async || returns.capacity() == returns.max_capacity()).await;
+    }
+    assert_eq!((opened.load(Ordering::SeqCst), closed.load(Ordering::SeqCst)), (1, 0));
+    changed.store(1, Ordering::SeqCst);
+    let ask = ask(size, at(9), pool.returns());
+    let lent = pool.lend(Some(ask.file.clone())).await.unwrap();
+    assert!(lent.handle.is_some());
+    let error = reading::read(lent, ask).await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Stale);
+    until(async || closed.load(Ordering::SeqCst) == 1).await;
 }
 
 /// Waits until `holds`, by asking again and again.
@@ -464,10 +536,10 @@ async fn until(mut holds: impl AsyncFnMut() -> bool) {
 #[tokio::test]
 async fn a_connection_that_died_is_replaced_when_somebody_asks() {
     let farm = farm(false);
-    let first = farm.pool.session().await.unwrap();
+    let first = lend(&farm.pool).await.unwrap();
     farm.end.send(()).unwrap();
     until(async || first.is_over()).await;
-    let second = farm.pool.session().await.unwrap();
+    let second = lend(&farm.pool).await.unwrap();
     assert!(!second.is_over() && !Arc::ptr_eq(&first, &second));
     assert_eq!(farm.connected.load(Ordering::SeqCst), 2);
 }

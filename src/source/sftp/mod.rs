@@ -32,7 +32,8 @@ use tokio::sync::mpsc;
 
 use self::packet::{Answer, Request, Status, read_file_system};
 use self::place::Place;
-use self::pool::{CONNECTIONS, Pool, SWEEP};
+use self::pool::{CONNECTIONS, FileVersion, Lent, Pool, SWEEP};
+use self::reading::Ask;
 use self::session::Session;
 use self::ssh::Target;
 use super::http::origin::directory_attributes;
@@ -85,7 +86,7 @@ impl SftpSource {
             Box::pin(async move { target.connect().await })
         };
         let pool = Pool::new(Box::new(connect), SWEEP);
-        let session = pool.session().await?;
+        let Lent { session, .. } = pool.lend(None).await?;
         let found = stat(&session, Request::Stat(place.path.clone())).await;
         let single = match found?.kind {
             EntryKind::Directory => {
@@ -123,25 +124,26 @@ impl SftpSource {
         }
     }
 
-    /// Asks on one connection; once more on another if that one was cut: asking twice changes nothing, and the next connection has no
-    /// such past.
+    /// Asks on one connection, that where `file` is open if it is; once more on another if that one was cut: asking twice changes nothing,
+    /// and the next connection has no such past.
     async fn ask<T, F: Future<Output = Result<T>>>(
         &self,
-        ask: impl Fn(Arc<Session>) -> F,
+        file: Option<&FileVersion>,
+        ask: impl Fn(Lent) -> F,
     ) -> Result<T> {
-        let session = self.session().await?;
-        match ask(Arc::clone(&session)).await {
+        let lent = self.lend(file).await?;
+        let session = Arc::clone(&lent.session);
+        match ask(lent).await {
             Err(error) if session.is_over() && error.kind() == Kind::Unreachable => {
-                drop(session);
-                ask(self.session().await?).await
+                ask(self.lend(file).await?).await
             }
             answered => answered,
         }
     }
 
     /// A connection, of a source that was open before: why there is none says nothing of what is asked for now.
-    async fn session(&self) -> Result<Arc<Session>> {
-        self.pool.session().await.map_err(|error| {
+    async fn lend(&self, file: Option<&FileVersion>) -> Result<Lent> {
+        self.pool.lend(file.cloned()).await.map_err(|error| {
             if error.is_transient() { error } else { error.kinded(Kind::Unreachable) }
         })
     }
@@ -153,11 +155,11 @@ impl SftpSource {
         let place = self.place_of(path)?;
         // The root may be a link to a directory, as SOURCE was typed; so may the only file.
         let follows = path.is_root() || self.single.is_some();
-        self.ask(|session| {
+        self.ask(None, |lent| {
             let place = place.clone();
             async move {
                 let request = if follows { Request::Stat(place) } else { Request::Lstat(place) };
-                stat(&session, request).await
+                stat(&lent.session, request).await
             }
         })
         .await
@@ -249,11 +251,11 @@ impl Source for SftpSource {
             }
             let place = self.place_of(directory)?;
             let (session, listing) = self
-                .ask(|session| {
+                .ask(None, |lent| {
                     let place = place.clone();
                     async move {
-                        let listing = listing::open(&session, place).await?;
-                        Ok((session, listing))
+                        let listing = listing::open(&lent.session, place).await?;
+                        Ok((lent.session, listing))
                     }
                 })
                 .await?;
@@ -269,9 +271,9 @@ impl Source for SftpSource {
     async fn readlink(&self, path: &RelPath) -> Result<OsString> {
         let read = async {
             let place = self.place_of(path)?;
-            self.ask(|session| {
+            self.ask(None, |lent| {
                 let place = place.clone();
-                async move { readlink(&session, place).await }
+                async move { readlink(&lent.session, place).await }
             })
             .await
         };
@@ -288,18 +290,18 @@ impl Source for SftpSource {
             return Ok(Box::pin(stream::empty()));
         }
         let read = async {
-            let place = self.place_of(path)?;
-            self.ask(|session| {
-                let (place, expected, shown) = (place.clone(), expected.clone(), path.clone());
-                reading::read(session, place, range, expected, shown)
-            })
-            .await
+            let file = FileVersion { path: self.place_of(path)?, version: expected.clone() };
+            let read = |lent| {
+                let (shown, returns) = (path.clone(), self.pool.returns());
+                reading::read(lent, Ask { file: file.clone(), range, shown, returns })
+            };
+            self.ask(Some(&file), read).await
         };
         read.await.map_err(|error| error.at(path.as_path()))
     }
 
     async fn capacity(&self) -> Option<Capacity> {
-        let session = self.session().await.ok()?;
+        let Lent { session, .. } = self.lend(None).await.ok()?;
         if !session.tells_file_system() {
             return None;
         }

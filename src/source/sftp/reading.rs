@@ -3,17 +3,19 @@
 //! SFTP names no version, so the file's attributes are asked for before the first byte and after every piece: the server answers
 //! requests for one file in the order in which they come (draft-ietf-secsh-filexfer-02, section 3). A piece is given out when
 //! what it was read from still is the version that was wanted. That costs no time, as nobody waits for one answer before the next question.
+//! A file that is open still from the last time is read when its name still leads to that version.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
 
 use super::packet::{Answer, Request, Status};
+use super::pool::{FileVersion, IdleFile, Lent};
 use super::session::{Pending, Session, Share};
 use super::wire::Handle;
-use crate::core::attributes::Fingerprint;
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -35,37 +37,81 @@ struct Piece {
 
 /// A file of which one version is being read.
 struct Reading {
-    session: Arc<Session>,
     handle: Handle,
-    expected: Fingerprint,
+    session: Arc<Session>,
+    file: FileVersion,
     ahead: VecDeque<Piece>,
     /// What is still to be asked for.
     rest: ByteRange,
     step: u64,
+    /// All of it came.
+    is_done: bool,
 }
 
-/// See [`crate::source::Source::read`]; `path` is the server's, `shown` is ours.
-pub(super) async fn read(
-    session: Arc<Session>,
-    path: Bytes,
-    range: ByteRange,
-    expected: Fingerprint,
-    shown: RelPath,
-) -> Result<ByteStream> {
-    let handle = session.open(OP, Request::Open(path)).await?;
-    let mut reading =
-        Reading { session, handle, expected, ahead: VecDeque::new(), rest: range, step: FIRST };
+/// What is read, and where.
+pub(super) struct Ask {
+    pub(super) file: FileVersion,
+    pub(super) range: ByteRange,
+    /// For errors.
+    pub(super) shown: RelPath,
+    /// Where the open file goes when it was read.
+    pub(super) returns: mpsc::Sender<IdleFile>,
+}
+
+/// See [`crate::source::Source::read`].
+pub(super) async fn read(lent: Lent, ask: Ask) -> Result<ByteStream> {
+    let Ask { file, range, shown, returns } = ask;
+    let Lent { handle, session } = lent;
+    let path = file.path.clone();
+    let (handle, named) = match handle {
+        Some(handle) => (handle, Some(session.begin(Request::Stat(path)).await?)),
+        None => (session.open(OP, Request::Open(path)).await?, None),
+    };
+    let is_whole = range == ByteRange::at(0, file.version.size);
+    let mut reading = Reading {
+        handle,
+        session,
+        file,
+        ahead: VecDeque::new(),
+        rest: range,
+        step: FIRST,
+        is_done: false,
+    };
     let before = reading.session.begin(Request::Fstat(reading.handle.name())).await?;
     reading.ask_ahead().await?;
+    if let Some(named) = named {
+        reading.check(named).await?;
+    }
     reading.check(before).await?;
-    let pieces = stream::try_unfold(reading, move |mut reading| {
-        let shown = shown.clone();
-        async move {
-            let piece = reading.next().await.map_err(|error| error.at(shown.as_path()))?;
-            Ok(piece.map(|piece| (piece, reading)))
-        }
-    });
+    let returns = (!is_whole).then_some(returns);
+    let pieces =
+        stream::try_unfold(Finishing { reading: Some(reading), returns }, move |mut it| {
+            let shown = shown.clone();
+            async move {
+                let Some(reading) = &mut it.reading else { return Ok(None) };
+                let piece = reading.next().await.map_err(|error| error.at(shown.as_path()))?;
+                Ok(piece.map(|piece| (piece, it)))
+            }
+        });
     Ok(pieces.boxed())
+}
+
+/// Gives the open file back once it was read, so that it can be read on; else it is closed.
+struct Finishing {
+    reading: Option<Reading>,
+    returns: Option<mpsc::Sender<IdleFile>>,
+}
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        if let (Some(reading), Some(returns)) = (self.reading.take(), &self.returns)
+            && reading.is_done
+        {
+            let Reading { handle, session, file, .. } = reading;
+            // Too many, or nobody keeps them any more: it is closed.
+            drop(returns.try_send(IdleFile { handle, session, file, was_idle: false }));
+        }
+    }
 }
 
 impl Reading {
@@ -104,7 +150,7 @@ impl Reading {
     /// Whether the open file is the version that is wanted.
     async fn check(&self, version: Pending) -> Result<()> {
         match version.answer().await? {
-            Answer::Attributes(now) if now.are_of(&self.expected) => Ok(()),
+            Answer::Attributes(now) if now.are_of(&self.file.version) => Ok(()),
             Answer::Attributes(_) => {
                 Err(Error::new(Kind::Stale, OP).because("the source file was changed"))
             }
@@ -130,7 +176,7 @@ impl Reading {
         if came.is_empty() {
             return corrupt(format!(
                 "ends at {}, before its size of {}",
-                range.start, self.expected.size
+                range.start, self.file.version.size
             ));
         }
         if came.end > range.end {
@@ -148,6 +194,7 @@ impl Reading {
             self.ahead.push_front(piece);
         }
         self.ask_ahead().await?;
+        self.is_done = self.ahead.is_empty();
         Ok(Some(bytes))
     }
 }
