@@ -363,7 +363,7 @@ impl Fields {
         }
         if has(EXTENSIONS) {
             for _ in 0..self.u32()? {
-                (self.string()?, self.string()?);
+                let _unknown = (self.string()?, self.string()?);
             }
         }
         Some(read)
