@@ -13,8 +13,11 @@ mod local;
 mod manifest;
 mod moto;
 mod nginx;
+mod nginx_dav;
 mod s3;
 mod s3s_fs;
+mod webdav;
+mod wsgidav;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -54,4 +57,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs }
+conform! { local nginx manifest moto s3s_fs wsgidav nginx_dav }
