@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod apache;
 #[path = "../common/mod.rs"]
 mod common;
 mod ground;
@@ -57,4 +58,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs wsgidav nginx_dav }
+conform! { local nginx manifest moto s3s_fs wsgidav nginx_dav apache }

@@ -153,6 +153,32 @@ async fn a_version_that_propfind_does_not_tell_is_asked_by_head() {
     assert_eq!(told.fingerprint.validator, Validator::ETag("\"1\"".into()));
 }
 
+// The tag of PROPFIND is of the server's own, that of GET of what is behind it.
+#[tokio::test]
+async fn where_propfind_and_get_tell_other_versions_head_is_asked() {
+    const TAG: &str = "<getetag>\"own\"</getetag>";
+    let server = Scripted::fixed(|request: &Request| match request.method.as_str() {
+        "PROPFIND" if request.target == "/a" => multistatus(&file("/a", TAG)),
+        "PROPFIND" => multistatus(&(directory("/") + &file("/a", TAG))),
+        "HEAD" => answer("200 OK", "ETag: \"behind\"\r\nAccept-Ranges: bytes\r\n", "content"),
+        _ if request.header("if-match") != Some("\"behind\"") => answer("412 No", "", ""),
+        _ => answer(
+            "206 Partial Content",
+            "ETag: \"behind\"\r\nContent-Range: bytes 0-6/7\r\n",
+            "content",
+        ),
+    });
+    let source = remote(&url(&server), &[]).await.unwrap();
+    let own = source.stat(&rel("a")).await.unwrap().fingerprint;
+    let whole = ByteRange::new(0, 7);
+    assert_eq!(read(&*source, "a", whole, &own).await.unwrap_err().kind(), Kind::Stale);
+    let behind = source.stat(&rel("a")).await.unwrap().fingerprint;
+    assert_eq!(behind.validator, Validator::ETag("\"behind\"".into()));
+    assert_eq!(read(&*source, "a", whole, &behind).await.unwrap(), b"content");
+    let (all, _) = list_all(&*source, "").await.unwrap();
+    assert!(all[OsStr::new("a")].attributes.is_none());
+}
+
 #[tokio::test]
 async fn batches_leave_while_the_document_is_still_coming() {
     const FIRST: usize = 3000;
@@ -171,7 +197,7 @@ async fn batches_leave_while_the_document_is_still_coming() {
         };
         connection.write_all((start + &entries(0, FIRST)).as_bytes())?;
         // The rest is sent when somebody has seen the beginning.
-        drop(waits.lock().unwrap().recv_timeout(Duration::from_secs(20)));
+        let _seen = waits.lock().unwrap().recv_timeout(Duration::from_secs(20));
         connection.write_all((entries(FIRST, FIRST + 5) + "</multistatus>").as_bytes())
     });
     let source = remote(&url(&server), &[]).await.unwrap();

@@ -50,7 +50,8 @@ impl Place {
         let (scheme, rest) = spec.split_once(':').unwrap_or_default();
         let scheme = scheme.to_ascii_lowercase();
         let web = if scheme.ends_with('s') { "https" } else { "http" };
-        if !rest.starts_with("//") {
+        // Of a third slash the web's URLs make nothing, and a directory would be taken for the host.
+        if !rest.starts_with("//") || rest.starts_with("///") {
             return Err(Error::new(Kind::Invalid, OP)
                 .because("not a usable URL: it is written webdav(s)://host/directory/"));
         }

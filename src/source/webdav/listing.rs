@@ -21,10 +21,11 @@ const OP: &str = "list directory";
 /// Letters of a link that a message shows.
 const SHOWN: usize = 300;
 
-/// See [`crate::source::Source::list`].
+/// See [`crate::source::Source::list`]. The attributes of files are left out where they are not what GET will say.
 pub(super) async fn list(
     origin: &Origin,
     directory: &RelPath,
+    tells_versions: bool,
     batches: mpsc::Sender<ListBatch>,
 ) -> Result<()> {
     let url = origin.site.directory_url(directory);
@@ -33,7 +34,7 @@ pub(super) async fn list(
     let mut sink =
         Sink::new(directory.clone(), batches, origin.site.spelling, origin.limits.index_entries);
     let parse = move |page: Page| {
-        let listing = Listing { base: Base::new(url), date, is_ours: false };
+        let listing = Listing { base: Base::new(url), date, tells_versions, is_ours: false };
         let parsed = listing.read(page, &mut sink);
         sink.finish(parsed)
     };
@@ -44,6 +45,7 @@ pub(super) async fn list(
 struct Listing {
     base: Base,
     date: Option<String>,
+    tells_versions: bool,
     /// Something in it was about the directory or a child of it.
     is_ours: bool,
 }
@@ -88,6 +90,9 @@ impl Listing {
                     Err(error) if error.kind() == Kind::NotFound => Ok(()),
                     // It is there; who looks at it is told what is wrong.
                     Err(_) => sink.offer_with(child.name, kind, None),
+                    Ok(()) if kind == EntryKind::File && !self.tells_versions => {
+                        sink.offer_with(child.name, kind, None)
+                    }
                     Ok(()) => {
                         let attributes = told.properties.attributes(kind, self.date.as_deref());
                         sink.offer_with(child.name, kind, attributes.ok().flatten())

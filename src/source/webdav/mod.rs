@@ -1,7 +1,8 @@
 //! A tree, or one file, of a WebDAV server (RFC 4918).
 //!
 //! Names and attributes come from PROPFIND, bytes from GET as an HTTP source reads them: with its checks of versions, lengths and redirects,
-//! its credentials, its spools for servers without ranges.
+//! its credentials, its spools for servers without ranges. Where PROPFIND turns out to name versions that GET does not know, versions come
+//! from HEAD.
 
 mod access;
 mod listing;
@@ -27,6 +28,7 @@ use crate::core::attributes::{Attributes, EntryKind, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
+use crate::sync::{AtomicBool, Ordering};
 
 /// `webdav://`, `webdavs://`, and the same as `dav://` and `davs://`.
 pub const KIND: SourceKind = SourceKind {
@@ -47,6 +49,8 @@ const LISTING_SIZE_BYTES: u64 = 16 << 30;
 pub struct WebdavSource {
     display_name: String,
     http: HttpSource,
+    /// The server's PROPFIND and GET name versions in different ways. Relaxed: every answer is checked, this only says whom to ask.
+    versions_by_head: AtomicBool,
 }
 
 impl WebdavSource {
@@ -71,7 +75,26 @@ impl WebdavSource {
             .map_err(|error| error.at(&display_name))?;
         let origin = find(url, HttpOptions { limits, ..options }).await;
         let origin = origin.map_err(|error| error.at(&display_name))?;
-        Ok(Self { http: HttpSource::start((origin, display_name.clone())), display_name })
+        let http = HttpSource::start((origin, display_name.clone()));
+        Ok(Self { http, display_name, versions_by_head: AtomicBool::new(false) })
+    }
+
+    /// What PROPFIND tells of `path`; `None` if that is no version of a file that GET knows.
+    async fn look(&self, path: &RelPath) -> Result<Option<Attributes>> {
+        let origin = self.http.origin();
+        let url = match path.is_root() {
+            true => origin.site.directory_url(path),
+            false => origin.site.file_url(path)?,
+        };
+        let attributes = propfind::look("stat", origin, url).await?.attributes()?;
+        let asks_head = self.versions_by_head.load(Ordering::Relaxed);
+        Ok(attributes.filter(|told| !asks_head || told.kind == EntryKind::Directory))
+    }
+
+    /// Whether GET denies a version that PROPFIND still tells.
+    async fn is_denied_version(&self, path: &RelPath, expected: &Fingerprint) -> bool {
+        let told = self.look(path).await;
+        matches!(told, Ok(Some(told)) if told.fingerprint == *expected)
     }
 }
 
@@ -111,22 +134,19 @@ impl Source for WebdavSource {
         if self.single_file().is_some() {
             return self.http.list(directory, batches).await;
         }
-        listing::list(self.http.origin(), directory, batches)
+        let tells_versions = !self.versions_by_head.load(Ordering::Relaxed);
+        listing::list(self.http.origin(), directory, tells_versions, batches)
             .await
             .map_err(|error| error.at(directory.as_path()))
     }
 
     async fn stat(&self, path: &RelPath) -> Result<Attributes> {
-        let origin = self.http.origin();
-        let url = match (path.is_root(), self.single_file()) {
-            (true, Some(_)) => return self.http.stat(path).await,
-            (true, None) => Ok(origin.site.directory_url(path)),
-            (false, _) => origin.site.file_url(path),
-        };
-        let looked = async { propfind::look("stat", origin, url?).await?.attributes() };
-        match looked.await.map_err(|error| error.at(path.as_path()))? {
+        if path.is_root() && self.single_file().is_some() {
+            return self.http.stat(path).await;
+        }
+        match self.look(path).await.map_err(|error| error.at(path.as_path()))? {
             Some(attributes) => Ok(attributes),
-            // It tells too little to know a version by; what GET will say is told by HEAD.
+            // What GET will say is told by HEAD.
             None => self.http.stat(path).await,
         }
     }
@@ -137,6 +157,16 @@ impl Source for WebdavSource {
         range: ByteRange,
         expected: &Fingerprint,
     ) -> Result<ByteStream> {
-        self.http.read(path, range, expected).await
+        let read = self.http.read(path, range, expected).await;
+        if matches!(&read, Err(error) if error.kind() == Kind::Stale)
+            && self.is_denied_version(path, expected).await
+        {
+            tracing::warn!(
+                source = self.display_name,
+                "the server's PROPFIND and GET tell different versions of {path}: HEAD is asked from now on"
+            );
+            self.versions_by_head.store(true, Ordering::Relaxed);
+        }
+        read
     }
 }

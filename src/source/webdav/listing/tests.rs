@@ -18,7 +18,8 @@ fn listed(document: &str, max_entries: usize) -> Result<(Vec<Entry>, u64)> {
     let (sender, mut batches) = mpsc::channel(1000);
     let mut sink = Sink::new(RelPath::root(), sender, Spelling::Bytes, max_entries);
     let base = Base::new(Url::parse(URL).unwrap());
-    let parsed = Listing { base, date: None, is_ours: false }.read(document.as_bytes(), &mut sink);
+    let parsed = Listing { base, date: None, tells_versions: true, is_ours: false }
+        .read(document.as_bytes(), &mut sink);
     sink.finish(parsed)?;
     let (mut entries, mut refused) = (Vec::new(), 0);
     while let Ok(batch) = batches.try_recv() {
