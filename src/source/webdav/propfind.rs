@@ -133,7 +133,8 @@ impl Looked {
 pub(super) async fn look(op: &'static str, origin: &Origin, mut url: Url) -> Result<Looked> {
     let mut answer = ask(op, origin, url.clone(), Depth::Itself).await?;
     if answer.is_directory {
-        url.set_path(&format!("{}/", answer.url.path()));
+        // From the start again, so that every redirect on the way is checked.
+        url.set_path(&format!("{}/", url.path()));
         answer = ask(op, origin, url, Depth::Itself).await?;
     }
     let Answer { mut response, url, .. } = answer;
