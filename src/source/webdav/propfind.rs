@@ -9,7 +9,7 @@ use crate::core::attributes::{Attributes, EntryKind};
 use crate::error::{Error, Kind, Result};
 use crate::source::http::answer::{check_identity, status_error, text};
 use crate::source::http::client::{Answer, Message};
-use crate::source::http::index::{Base, Target, malformed};
+use crate::source::http::index::{Base, Target};
 use crate::source::http::listing::next_piece;
 use crate::source::http::origin::Origin;
 
@@ -96,7 +96,8 @@ pub(super) fn faulty(op: &'static str, fault: Fault) -> Error {
         Fault::Cut(error) => {
             Error::new(Kind::Unreachable, op).because("the answer was cut").caused_by(error)
         }
-        Fault::Malformed(why) => malformed(format!("the server's answer is no multistatus: {why}"))
+        Fault::Malformed(why) => Error::new(Kind::Invalid, op)
+            .because(format!("the server's answer is no multistatus: {why}"))
             .hint("this is no WebDAV server, or not there: try http(s)://"),
     }
 }
@@ -161,7 +162,9 @@ fn itself(op: &'static str, document: &[u8], base: &Base) -> Result<Told> {
             found.get_or_insert(told);
         }
     }
-    found.ok_or_else(|| malformed("the server's answer is not about what was asked for"))
+    found.ok_or_else(|| {
+        Error::new(Kind::Invalid, op).because("the server's answer is not about what was asked for")
+    })
 }
 
 /// # Errors

@@ -209,11 +209,11 @@ impl Style {
 /// `%C3` as `%c3`.
 fn lower_escapes(text: &str) -> String {
     let mut out = String::new();
-    let mut left = 0;
+    let mut left = 0u8;
     for letter in text.chars() {
         left = if letter == '%' { 3 } else { left };
         out.push(if left > 0 { letter.to_ascii_lowercase() } else { letter });
-        left = (left as usize).saturating_sub(1);
+        left = left.saturating_sub(1);
     }
     out
 }
