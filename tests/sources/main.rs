@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod apache;
 #[path = "../common/mod.rs"]
 mod common;
 mod ground;
@@ -13,8 +14,11 @@ mod local;
 mod manifest;
 mod moto;
 mod nginx;
+mod nginx_dav;
 mod s3;
 mod s3s_fs;
+mod webdav;
+mod wsgidav;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -54,4 +58,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs }
+conform! { local nginx manifest moto s3s_fs wsgidav nginx_dav apache }
