@@ -5,8 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod azure;
+mod azurite;
 #[path = "../common/mod.rs"]
 mod common;
+mod gcs;
+mod google;
 mod ground;
 mod laws;
 mod local;
@@ -54,4 +58,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs }
+conform! { local nginx manifest moto s3s_fs gcs azurite }

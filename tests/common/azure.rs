@@ -1,0 +1,45 @@
+//! Filling a container of azurite.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use tempfile::NamedTempFile;
+
+/// What stays as it is in a key.
+pub(crate) const IN_KEY: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+/// The key of devstoreaccount1, which all emulators share.
+pub(crate) const KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+/// What it signs: everything with blobs, until 2099.
+pub(crate) const SAS: &str = "sv=2020-12-06&ss=b&srt=sco&sp=rwdlacx&se=2099-01-01T00%3A00%3A00Z&sig=cGgOdlVXeMY9p2Lfx2JYrejrrgZ0YYDZf7xKCMRmL5k%3D";
+
+/// Where `path` (encoded) lies in the container.
+pub(crate) fn in_container(port: u16, path: &str) -> String {
+    let slash = if path.is_empty() { "" } else { "/" };
+    format!("http://127.0.0.1:{port}/devstoreaccount1/container{slash}{path}")
+}
+
+/// A file with a secret in it.
+pub(crate) fn secret(text: &str) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(file.path(), format!("{text}\n")).unwrap();
+    file
+}
+
+/// Puts a blob into the container, or says something else of it with `query` (which ends in `&`).
+pub(crate) fn put(port: u16, key: &str, query: &str, headers: &str, body: &[u8]) {
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let url = in_container(port, &percent_encode(key.as_bytes(), IN_KEY).to_string());
+    let length = body.len();
+    let head = format!(
+        "PUT {url}?{query}{SAS} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nx-ms-blob-type: BlockBlob\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
+    );
+    connection.write_all(head.as_bytes()).unwrap();
+    connection.write_all(body).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{key}: {answer}");
+}
