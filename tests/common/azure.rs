@@ -7,8 +7,7 @@ use std::net::TcpStream;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tempfile::NamedTempFile;
 
-/// What stays as it is in a key.
-pub(crate) const IN_KEY: &AsciiSet =
+const IN_KEY: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 /// The key of devstoreaccount1, which all emulators share.
 pub(crate) const KEY: &str =
@@ -16,10 +15,9 @@ pub(crate) const KEY: &str =
 /// What it signs: everything with blobs, until 2099.
 pub(crate) const SAS: &str = "sv=2020-12-06&ss=b&srt=sco&sp=rwdlacx&se=2099-01-01T00%3A00%3A00Z&sig=cGgOdlVXeMY9p2Lfx2JYrejrrgZ0YYDZf7xKCMRmL5k%3D";
 
-/// Where `path` (encoded) lies in the container.
-pub(crate) fn in_container(port: u16, path: &str) -> String {
-    let slash = if path.is_empty() { "" } else { "/" };
-    format!("http://127.0.0.1:{port}/devstoreaccount1/container{slash}{path}")
+/// Where `place` (a container, or something in it) lies.
+pub(crate) fn url(port: u16, place: &[u8]) -> String {
+    format!("http://127.0.0.1:{port}/devstoreaccount1/{}", percent_encode(place, IN_KEY))
 }
 
 /// A file with a secret in it.
@@ -29,10 +27,10 @@ pub(crate) fn secret(text: &str) -> NamedTempFile {
     file
 }
 
-/// Puts a blob into the container, or says something else of it with `query` (which ends in `&`).
-pub(crate) fn put(port: u16, key: &str, query: &str, headers: &str, body: &[u8]) {
+/// Puts a blob at `container/key`, or says something else of it with `query` (which ends in `&`).
+pub(crate) fn put(port: u16, place: &str, query: &str, headers: &str, body: &[u8]) {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let url = in_container(port, &percent_encode(key.as_bytes(), IN_KEY).to_string());
+    let url = url(port, place.as_bytes());
     let length = body.len();
     let head = format!(
         "PUT {url}?{query}{SAS} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nx-ms-blob-type: BlockBlob\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
@@ -41,5 +39,5 @@ pub(crate) fn put(port: u16, key: &str, query: &str, headers: &str, body: &[u8])
     connection.write_all(body).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 20"), "{key}: {answer}");
+    assert!(answer.starts_with("HTTP/1.1 20"), "{place}: {answer}");
 }

@@ -28,8 +28,17 @@ pub(crate) fn ask_google(port: u16, method: &str, path: &str, kind: &str, body: 
 
 /// Puts an object into the bucket that the emulator has.
 pub(crate) fn put_google(port: u16, key: &str, body: &[u8]) {
+    const PLACE: &str = "/upload/storage/v1/b/bucket/o?uploadType=";
+    if body.is_empty() {
+        // Without any body it fails.
+        let body = format!(
+            "--b\r\nContent-Type: application/json\r\n\r\n{{\"name\":\"{key}\"}}\r\n--b\r\nContent-Type: text/plain\r\n\r\n\r\n--b--\r\n"
+        );
+        let kind = "multipart/related; boundary=b";
+        return ask_google(port, "POST", &format!("{PLACE}multipart"), kind, body.as_bytes());
+    }
     let name = percent_encode(key.as_bytes(), NON_ALPHANUMERIC);
-    let path = format!("/upload/storage/v1/b/bucket/o?uploadType=media&name={name}");
+    let path = format!("{PLACE}media&name={name}");
     ask_google(port, "POST", &path, "application/octet-stream", body);
 }
 
@@ -46,7 +55,7 @@ fn google(port: u16) -> Vec<String> {
 /// The container of azurite, and its key in a file.
 fn azurite(env: &Env) -> Option<(Server, Vec<String>)> {
     let server = Server::start("azurite")?;
-    azure::put(server.port, "", "restype=container&", "", b"");
+    azure::put(server.port, "container", "restype=container&", "", b"");
     fs::write(env.path("key"), azure::KEY).unwrap();
     let options = [
         format!("endpoint=http://127.0.0.1:{}/devstoreaccount1", server.port),
@@ -71,7 +80,7 @@ fn a_container_of_azure_is_copied_mounted_and_cloned() {
     let Some(env) = environment() else { return };
     let Some((server, options)) = azurite(&env) else { return };
     for (path, bytes) in tree() {
-        azure::put(server.port, &format!("tr ee/{path}"), "", "", &bytes);
+        azure::put(server.port, &format!("container/tr ee/{path}"), "", "", &bytes);
     }
     every_way_gives_the_tree(&env, "az://container/tr ee", &options);
 }
@@ -108,10 +117,10 @@ fn a_checksum_of_google_is_the_proof_or_the_end_of_a_file() {
 fn a_checksum_of_azure_is_the_proof_or_the_end_of_a_file() {
     let Some(env) = Env::new() else { return };
     let Some((server, options)) = azurite(&env) else { return };
-    azure::put(server.port, "right", "", "", b"123456789");
-    azure::put(server.port, "wrong", "", "", b"123456789");
+    azure::put(server.port, "container/right", "", "", b"123456789");
+    azure::put(server.port, "container/wrong", "", "", b"123456789");
     let wrong = "x-ms-blob-content-md5: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
-    azure::put(server.port, "wrong", "comp=properties&", wrong, b"");
+    azure::put(server.port, "container/wrong", "comp=properties&", wrong, b"");
     checksums_decide(&env, "az://container", &options);
 }
 
@@ -119,9 +128,9 @@ fn a_checksum_of_azure_is_the_proof_or_the_end_of_a_file() {
 fn an_archived_blob_is_listed_refused_and_left_out_of_the_copy() {
     let Some(env) = Env::new() else { return };
     let Some((server, options)) = azurite(&env) else { return };
-    azure::put(server.port, "cold", "", "", b"content");
-    azure::put(server.port, "cold", "comp=tier&", "x-ms-access-tier: Archive\r\n", b"");
-    azure::put(server.port, "warm", "", "", b"content");
+    azure::put(server.port, "container/cold", "", "", b"content");
+    azure::put(server.port, "container/cold", "comp=tier&", "x-ms-access-tier: Archive\r\n", b"");
+    azure::put(server.port, "container/warm", "", "", b"content");
     let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
     let copied = env.path("copied");
     let ran =

@@ -197,7 +197,7 @@ fn container() -> (Scripted, String) {
         let about = "Last-Modified: Wed, 01 Jan 2020 00:00:00 GMT\r\nETag: \"x\"\r\n";
         let part = format!("{about}Content-Range: bytes 0-6/7\r\n");
         if request.target.contains("comp=list") {
-            let is_root = request.target.contains("prefix=&");
+            let is_root = !request.target.contains("prefix=");
             let blob = "<Blob><Name>file</Name><Properties><Content-Length>7</Content-Length><Etag>x</Etag>\
                 <Last-Modified>Wed, 01 Jan 2020 00:00:00 GMT</Last-Modified></Properties></Blob>";
             let blobs = if is_root { blob } else { "" };

@@ -5,10 +5,9 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use lazycopy::error::Error;
 use lazycopy::source::Source;
-use percent_encoding::percent_encode;
 use tempfile::NamedTempFile;
 
-use crate::common::azure::{IN_KEY, KEY, SAS, in_container, secret};
+use crate::common::azure::{KEY, SAS, secret, url};
 use crate::common::servers::Server;
 use crate::ground::{Can, Ground, remote};
 
@@ -22,7 +21,7 @@ pub(crate) async fn start() -> Option<Azurite> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let azurite =
         Azurite { server, client: reqwest::Client::builder().no_proxy().build().unwrap() };
-    azurite.ask("PUT", b"", "restype=container&", &[], b"").await;
+    azurite.ask("PUT", b"container", "restype=container&", &[], b"").await;
     // The tree is not all of the container.
     for key in [&b"other/x"[..], b"tre", b"tree.x"] {
         azurite.put_key(key, b"other").await;
@@ -31,16 +30,16 @@ pub(crate) async fn start() -> Option<Azurite> {
 }
 
 impl Azurite {
-    /// Asks for something about a key of the container.
+    /// Asks for something about a container, or about a key in it.
     pub(crate) async fn ask(
         &self,
         method: &str,
-        key: &[u8],
+        place: &[u8],
         query: &str,
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> reqwest::Response {
-        let url = in_container(self.server.port, &percent_encode(key, IN_KEY).to_string());
+        let url = url(self.server.port, place);
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let request = self.client.request(method, format!("{url}?{query}{SAS}"));
         let mut request = request.body(body.to_vec()).header("content-length", body.len());
@@ -54,7 +53,8 @@ impl Azurite {
     }
 
     pub(crate) async fn put_key(&self, key: &[u8], bytes: &[u8]) {
-        self.ask("PUT", key, "", &[("x-ms-blob-type", "BlockBlob")], bytes).await;
+        let place = [b"container/", key].concat();
+        self.ask("PUT", &place, "", &[("x-ms-blob-type", "BlockBlob")], bytes).await;
     }
 
     pub(crate) fn endpoint(port: u16) -> String {
@@ -76,10 +76,19 @@ fn in_tree(path: &[u8]) -> Vec<u8> {
     [b"tree/", path].concat()
 }
 
+fn in_container(path: &[u8]) -> Vec<u8> {
+    [b"container/tree/", path].concat()
+}
+
 #[async_trait]
 impl Ground for Azurite {
     fn can(&self) -> Can {
         Can { any_bytes: false, empty_directories: true, plain_http: true }
+    }
+
+    // It writes a slash instead of a backslash, as Azure does.
+    fn can_hold(&self, name: &[u8]) -> bool {
+        !name.contains(&b'\\')
     }
 
     async fn put(&self, path: &[u8], bytes: &[u8]) {
@@ -93,7 +102,7 @@ impl Ground for Azurite {
     /// Of blocks: the same zeros again and again.
     async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool {
         const ZEROS: u64 = 8 << 20;
-        let key = in_tree(path.as_bytes());
+        let key = in_container(path.as_bytes());
         let put = async |id: &str, bytes: &[u8]| {
             self.ask("PUT", &key, &format!("comp=block&blockid={id}&"), &[], bytes).await;
         };
@@ -118,7 +127,7 @@ impl Ground for Azurite {
     }
 
     async fn remove(&self, path: &[u8]) {
-        self.ask("DELETE", &in_tree(path), "", &[], b"").await;
+        self.ask("DELETE", &in_container(path), "", &[], b"").await;
     }
 
     fn port(&self) -> Option<u16> {

@@ -28,22 +28,38 @@ pub(crate) async fn start() -> Option<Gcs> {
 }
 
 impl Gcs {
-    /// Asks for something below the bucket.
-    pub(crate) async fn ask(&self, method: &str, path: &str, body: &[u8]) -> reqwest::Response {
+    /// Asks for something of a server; what is sent is of the type `kind`.
+    pub(crate) async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: &[u8],
+    ) -> reqwest::Response {
         let url = format!("http://127.0.0.1:{}{path}", self.server.port);
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let request = self.client.request(method, url).body(body.to_vec());
-        let answer = request.header("content-type", "application/octet-stream").send();
-        let answer = answer.await.unwrap();
+        let answer = request.header("content-type", kind).send().await.unwrap();
         let status = answer.status();
         assert!(status.is_success(), "{path}: {status} {:?}", answer.text().await);
         answer
     }
 
     pub(crate) async fn put_key(&self, key: &[u8], bytes: &[u8]) {
+        const PLACE: &str = "/upload/storage/v1/b/bucket/o?uploadType=";
+        if bytes.is_empty() {
+            // Without any body it fails.
+            let name = serde_json::to_string(std::str::from_utf8(key).unwrap()).unwrap();
+            let body = format!(
+                "--b\r\nContent-Type: application/json\r\n\r\n{{\"name\":{name}}}\r\n--b\r\nContent-Type: text/plain\r\n\r\n\r\n--b--\r\n"
+            );
+            let kind = "multipart/related; boundary=b";
+            self.ask("POST", &format!("{PLACE}multipart"), kind, body.as_bytes()).await;
+            return;
+        }
         let name = percent_encode(key, NON_ALPHANUMERIC);
-        let path = format!("/upload/storage/v1/b/bucket/o?uploadType=media&name={name}");
-        self.ask("POST", &path, bytes).await;
+        let path = format!("{PLACE}media&name={name}");
+        self.ask("POST", &path, "application/octet-stream", bytes).await;
     }
 
     pub(crate) fn options(port: u16) -> Vec<String> {
@@ -81,7 +97,7 @@ impl Ground for Gcs {
     async fn remove(&self, path: &[u8]) {
         let key = in_tree(path);
         let key = percent_encode(&key, NON_ALPHANUMERIC);
-        self.ask("DELETE", &format!("/storage/v1/b/bucket/o/{key}"), b"").await;
+        self.ask("DELETE", &format!("/storage/v1/b/bucket/o/{key}"), "text/plain", b"").await;
     }
 
     fn port(&self) -> Option<u16> {

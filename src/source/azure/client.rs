@@ -72,8 +72,17 @@ impl Client {
         Err(error_of(op, response.status(), response.headers()))
     }
 
-    async fn list(&self, op: &'static str, query: &[(&str, &str)]) -> Result<Page> {
-        let query = [&[("restype", "container"), ("comp", "list")], query].concat();
+    async fn list(
+        &self,
+        op: &'static str,
+        prefix: &str,
+        marker: Option<&str>,
+        more: (&str, &str),
+    ) -> Result<Page> {
+        let mut query = vec![("restype", "container"), ("comp", "list"), more];
+        // Not everybody signs what is empty in the same way.
+        query.extend(Some(("prefix", prefix)).filter(|_| !prefix.is_empty()));
+        query.extend(marker.map(|marker| ("marker", marker)));
         let answer = self.ask(op, Method::GET, ("", &query), HeaderMap::new()).await?;
         parse_page(op, &page_text(op, answer).await?)
     }
@@ -89,9 +98,7 @@ impl Dialect for Client {
         let mut marker: Option<String> = None;
         // A page may be empty and not the last one.
         loop {
-            let mut query = vec![("prefix", prefix), ("maxresults", "1")];
-            query.extend(marker.as_deref().map(|marker| ("marker", marker)));
-            let page = self.list(op, &query).await?;
+            let page = self.list(op, prefix, marker.as_deref(), ("maxresults", "1")).await?;
             if !page.items.is_empty() || page.next.is_none() || page.next == marker {
                 return Ok(!page.items.is_empty());
             }
@@ -100,12 +107,14 @@ impl Dialect for Client {
     }
 
     async fn page(&self, op: &'static str, prefix: &str, token: Option<&str>) -> Result<Page> {
-        let mut query = vec![("prefix", prefix), ("delimiter", "/")];
-        query.extend(token.map(|token| ("marker", token)));
-        self.list(op, &query).await
+        self.list(op, prefix, token, ("delimiter", "/")).await
     }
 
     async fn head(&self, op: &'static str, key: &str) -> Result<Option<Found>> {
+        // The server takes it for a slash, and would answer about another blob.
+        if key.contains('\\') {
+            return Ok(None);
+        }
         let answer = self.ask(op, Method::HEAD, (&path_of(key), &[]), HeaderMap::new()).await;
         let answer = match answer {
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),

@@ -156,3 +156,67 @@ async fn body(op: &'static str, mut response: Response, limit: usize) -> Result<
         Error::new(Kind::Invalid, op).because("the answer is no text").caused_by(error)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use reqsign_core::{Context, ProvideCredential, SignRequest};
+
+    use super::*;
+
+    /// Is never valid for longer than it is asked for.
+    #[derive(Debug, Clone)]
+    struct Pass;
+
+    impl SigningCredential for Pass {
+        fn is_valid(&self) -> bool {
+            false
+        }
+
+        fn is_valid_at(&self, _time: reqsign_core::time::Timestamp) -> bool {
+            true
+        }
+    }
+
+    #[derive(Debug)]
+    struct Gate(Arc<AtomicBool>);
+
+    impl ProvideCredential for Gate {
+        type Credential = Pass;
+
+        async fn provide_credential(&self, _: &Context) -> reqsign_core::Result<Option<Pass>> {
+            Ok(self.0.load(Ordering::SeqCst).then_some(Pass))
+        }
+    }
+
+    #[derive(Debug)]
+    struct Unchanged;
+
+    impl SignRequest for Unchanged {
+        type Credential = Pass;
+
+        async fn sign_request(
+            &self,
+            _: &Context,
+            _: &mut Parts,
+            _: Option<&Pass>,
+            _: Option<Duration>,
+        ) -> reqsign_core::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_that_cannot_be_renewed_are_away_and_none_are_denied() {
+        let is_open = Arc::new(AtomicBool::new(false));
+        let signer = Signer::new(Context::new(), Gate(Arc::clone(&is_open)), Unchanged);
+        let signature = Signature::new(Some(signer), "no", "hint");
+        let mut head = http::Request::new(()).into_parts().0;
+        assert_eq!(signature.sign("x", &mut head).await.unwrap_err().kind(), Kind::Denied);
+        is_open.store(true, Ordering::SeqCst);
+        signature.sign("x", &mut head).await.unwrap();
+        is_open.store(false, Ordering::SeqCst);
+        assert_eq!(signature.sign("x", &mut head).await.unwrap_err().kind(), Kind::Unreachable);
+    }
+}

@@ -13,7 +13,7 @@ use super::resource::{
     Complaint, FIELDS, PAGE_FIELDS, Resource, generation_of, parse_page, tag_of_generation,
 };
 use super::settings::Settings;
-use crate::core::attributes::{Fingerprint, Validator};
+use crate::core::attributes::Fingerprint;
 use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::source::bucket::client::{
@@ -134,9 +134,8 @@ impl Dialect for Client {
         _version: Option<&str>,
     ) -> Result<Response> {
         let generation = generation_of(expected).ok_or_else(|| stale(op))?;
-        // The generation is the condition: an entity tag of Google changes with metadata too.
-        let unconditional = Fingerprint { size: expected.size, validator: Validator::SizeOnly };
-        let mut headers = range_headers(range, &unconditional);
+        // No If-Match: the generation is the condition.
+        let mut headers = range_headers(range, expected);
         // Else an object that is stored in gzip would come as what is in it.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         let query = vec![("alt", "media"), ("generation", generation)];
@@ -146,17 +145,12 @@ impl Dialect for Client {
             answer => answer?,
         };
         check_stored(op, answer.headers())?;
-        let told = text(answer.headers(), &GENERATION).and_then(tag_of_generation);
-        let tag = match told {
-            Some(tag) => tag,
+        let tag = match text(answer.headers(), &GENERATION).and_then(tag_of_generation) {
+            Some(tag) => Some(tag),
             // An emulator that ignores generations. It has chosen the bytes by now: if there is no other version after that, they are right.
-            None => match self.head(op, key).await? {
-                Some(Found::Object { attributes, .. }) if attributes.fingerprint == *expected => {
-                    format!("\"{generation}\"")
-                }
-                _ => return Err(stale(op)),
-            },
+            None => self.resource(op, key).await?.tag(),
         };
+        let tag = tag.ok_or_else(|| stale(op))?;
         let tag = HeaderValue::from_str(&tag).map_err(|_not_possible| stale(op))?;
         answer.headers_mut().insert(ETAG, tag);
         Ok(answer)

@@ -48,12 +48,17 @@ impl Resource {
     pub(super) fn attributes(&self) -> Option<Attributes> {
         let size = self.size()?;
         let created = humantime::parse_rfc3339(self.time_created.as_deref()?).ok();
-        let validator = Validator::ETag(tag_of_generation(self.generation.as_deref()?)?);
+        let validator = Validator::WeakETag(self.tag()?);
         Some(Attributes {
             modified: created.map(Timestamp::from),
             checksum: self.checksum(),
             ..Attributes::bare(EntryKind::File, Fingerprint { size, validator })
         })
+    }
+
+    /// Its generation, as [`tag_of_generation`] has it.
+    pub(super) fn tag(&self) -> Option<String> {
+        tag_of_generation(self.generation.as_deref()?)
     }
 
     fn size(&self) -> Option<u64> {
@@ -97,16 +102,16 @@ fn not_understood(op: &'static str, why: &str) -> Error {
     Error::new(Kind::Invalid, op).because(format!("the server's answer is not understood: {why}"))
 }
 
-/// A generation as an entity tag.
+/// A generation as an entity tag: a weak one, so that nobody takes it for that of the server.
 pub(super) fn tag_of_generation(generation: &str) -> Option<String> {
     let is_number = !generation.is_empty() && generation.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| format!("\"{generation}\""))
+    is_number.then(|| format!("W/\"{generation}\""))
 }
 
 /// The generation that a fingerprint names.
 pub(super) fn generation_of(version: &Fingerprint) -> Option<&str> {
     match &version.validator {
-        Validator::ETag(tag) => tag.strip_prefix('"')?.strip_suffix('"'),
+        Validator::WeakETag(tag) => tag.strip_prefix("W/\"")?.strip_suffix('"'),
         _ => None,
     }
 }
@@ -162,7 +167,8 @@ mod tests {
             Item::Prefix(_) => panic!(),
         };
         let one = attributes(1).unwrap();
-        let version = Fingerprint { size: 5, validator: Validator::ETag("\"17\"".to_owned()) };
+        let version =
+            Fingerprint { size: 5, validator: Validator::WeakETag("W/\"17\"".to_owned()) };
         assert_eq!((&one.fingerprint, generation_of(&version)), (&version, Some("17")));
         assert_eq!(one.modified.unwrap(), Timestamp { seconds: 1_714_979_289, nanos: 123_000_000 });
         assert!(matches!(one.checksum, Some(Checksum::Md5(_))));
@@ -182,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_generation_is_a_number() {
-        assert_eq!(tag_of_generation("17").unwrap(), "\"17\"");
+        assert_eq!(tag_of_generation("17").unwrap(), "W/\"17\"");
         for text in ["", "a", "1\"", "1&x=2", "-1"] {
             assert!(tag_of_generation(text).is_none(), "{text}");
         }
