@@ -32,8 +32,9 @@ pub(crate) fn put(port: u16, place: &str, query: &str, headers: &str, body: &[u8
     let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let url = url(port, place.as_bytes());
     let length = body.len();
+    let kind = if query.is_empty() { "x-ms-blob-type: BlockBlob\r\n" } else { "" };
     let head = format!(
-        "PUT {url}?{query}{SAS} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nx-ms-blob-type: BlockBlob\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
+        "PUT {url}?{query}{SAS} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{kind}Content-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
     );
     connection.write_all(head.as_bytes()).unwrap();
     connection.write_all(body).unwrap();

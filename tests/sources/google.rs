@@ -55,7 +55,8 @@ async fn a_url_names_a_bucket_a_prefix_or_one_object() {
     assert!(list_all(&*whole, "").await.unwrap().0.contains_key(OsStr::new("tree")));
     for url in ["gs://bucket/tree/dir", "gs://bucket/tree/dir/"] {
         let source = gcs.open_at(url).await.unwrap();
-        assert_eq!(source.display_name(), url);
+        let server = format!("http://127.0.0.1:{}", gcs.server.port);
+        assert_eq!(source.display_name(), format!("{url} at {server}"));
         let (all, refused) = list_all(&*source, "").await.unwrap();
         assert_eq!((all.len(), refused), (2, 1), "the object beside a directory of its name");
         assert_eq!(all[OsStr::new("one")].kind, EntryKind::Directory);

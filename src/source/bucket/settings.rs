@@ -31,6 +31,8 @@ pub(in crate::source) struct Place {
     pub(in crate::source) bucket: String,
     /// As typed, without slashes at its beginning.
     pub(in crate::source) prefix: String,
+    /// The server, if it is not that of the service: buckets of one name on two servers are two.
+    elsewhere: Option<Url>,
 }
 
 impl Place {
@@ -48,13 +50,27 @@ impl Place {
                 .because(format!("not the name of a bucket: {scheme}://bucket/prefix")));
         }
         let prefix = prefix.trim_start_matches('/').to_owned();
-        Ok(Self { scheme, bucket: bucket.to_owned(), prefix })
+        Ok(Self { scheme, bucket: bucket.to_owned(), prefix, elsewhere: None })
+    }
+
+    /// The same on the server `endpoint`; one below a domain of the `service` is the service's own.
+    pub(in crate::source) fn at(self, endpoint: Option<Url>, service: &[&str]) -> Self {
+        let is_own = |url: &Url| {
+            let host = url.host_str().unwrap_or_default();
+            service.iter().any(|domain| host.ends_with(domain))
+        };
+        Self { elsewhere: endpoint.filter(|url| !is_own(url)), ..self }
     }
 
     pub(in crate::source) fn display_name(&self) -> String {
-        match self.prefix.as_str() {
-            "" => format!("{}://{}", self.scheme, self.bucket),
-            prefix => format!("{}://{}/{prefix}", self.scheme, self.bucket),
+        let (scheme, bucket) = (self.scheme, &self.bucket);
+        let name = match self.prefix.as_str() {
+            "" => format!("{scheme}://{bucket}"),
+            prefix => format!("{scheme}://{bucket}/{prefix}"),
+        };
+        match &self.elsewhere {
+            None => name,
+            Some(server) => format!("{name} at {}", server.as_str().trim_end_matches('/')),
         }
     }
 }
@@ -103,6 +119,17 @@ mod tests {
         }
         let error = Place::parse("s3://AKIA:hunter2@b/x", "s3").unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_bucket_of_another_server_has_another_name() {
+        let seen = |endpoint| {
+            let place = Place::parse("s3://b/x", "s3").unwrap();
+            place.at(Some(endpoint_url(endpoint).unwrap()), &[".amazonaws.com"]).display_name()
+        };
+        assert_eq!(seen("http://h:9000/"), "s3://b/x at http://h:9000");
+        assert_eq!(seen("https://h/below"), "s3://b/x at https://h/below");
+        assert_eq!(seen("https://s3.eu-west-1.amazonaws.com"), "s3://b/x");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use url::Url;
 
 use crate::core::secret::Secret;
 use crate::error::{Error, Kind, Result};
-use crate::source::bucket::settings::{ANONYMOUS, endpoint_url, option, variable};
+use crate::source::bucket::settings::{ANONYMOUS, Place, endpoint_url, option, variable};
 use crate::source::http::CA;
 use crate::source::options::{OptionSpec, SourceOptions, Takes};
 
@@ -54,25 +54,46 @@ pub(super) struct Settings {
     pub(super) ca: Option<PathBuf>,
 }
 
+/// What a gs URL names, on the server that the settings name.
+pub(super) fn place(url: &str, options: &SourceOptions) -> Result<Place> {
+    let server = Server::named(options)?;
+    Ok(Place::parse(url, "gs")?.at(Some(server.url), &[".googleapis.com"]))
+}
+
 impl Settings {
     /// Blocks: it reads files.
     pub(super) fn gather(options: &SourceOptions) -> Result<Self> {
-        let chosen = options.text("endpoint")?;
-        let emulator = match &chosen {
-            Some(_) => None,
-            None => variable("STORAGE_EMULATOR_HOST").map(|host| match host.contains("://") {
-                true => host,
-                false => format!("http://{host}"),
-            }),
-        };
-        let default = if emulator.is_some() { Identity::Nobody } else { Identity::Chain };
-        let endpoint = chosen.or(emulator);
+        let server = Server::named(options)?;
+        let default = if server.is_emulator { Identity::Nobody } else { Identity::Chain };
         Ok(Self {
-            endpoint: endpoint_url(endpoint.as_deref().unwrap_or(GOOGLE))?,
+            endpoint: server.url,
             identity: identity(options)?.unwrap_or(default),
             payer: options.text("requester-pays")?,
             ca: options.path(CA.name)?,
         })
+    }
+}
+
+/// Who is asked.
+struct Server {
+    url: Url,
+    is_emulator: bool,
+}
+
+impl Server {
+    fn named(options: &SourceOptions) -> Result<Self> {
+        if let Some(chosen) = options.text("endpoint")? {
+            return Ok(Self { url: endpoint_url(&chosen)?, is_emulator: false });
+        }
+        match variable("STORAGE_EMULATOR_HOST") {
+            None => Ok(Self { url: endpoint_url(GOOGLE)?, is_emulator: false }),
+            Some(host) if host.contains("://") => {
+                Ok(Self { url: endpoint_url(&host)?, is_emulator: true })
+            }
+            Some(host) => {
+                Ok(Self { url: endpoint_url(&format!("http://{host}"))?, is_emulator: true })
+            }
+        }
     }
 }
 

@@ -13,10 +13,9 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use self::client::Client;
-use self::settings::{OPTIONS, Settings};
+use self::settings::{OPTIONS, Settings, place};
 use super::Source;
 use super::bucket::BucketSource;
-use super::bucket::settings::Place;
 use super::kinds::{Remote, SourceKind};
 use crate::error::{Error, Kind, Result};
 
@@ -25,17 +24,13 @@ pub const KIND: SourceKind = SourceKind {
     schemes: &["s3"],
     example: "s3://bucket/prefix",
     options: OPTIONS,
-    display_name: |remote| place(remote).map(|place| place.display_name()),
+    display_name: |remote| place(&remote.url, &remote.options).map(|place| place.display_name()),
     open: |remote| Box::pin(open(remote)),
 };
 
-fn place(remote: &Remote) -> Result<Place> {
-    Place::parse(&remote.url, "s3")
-}
-
 async fn open(remote: Remote) -> Result<Arc<dyn Source>> {
     let (place, client) = spawn_blocking(move || {
-        let place = place(&remote)?;
+        let place = place(&remote.url, &remote.options)?;
         let settings = Settings::gather(&place, &remote.options);
         let client = settings.and_then(|settings| Client::new(place.bucket.clone(), settings));
         client.map_err(|error| error.at(place.display_name())).map(|client| (place, client))

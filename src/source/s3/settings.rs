@@ -76,17 +76,17 @@ pub(super) struct Settings {
     pub(super) ca: Option<PathBuf>,
 }
 
+/// What an s3 URL names, on the server that the settings name. Blocks: it reads files.
+pub(super) fn place(url: &str, options: &SourceOptions) -> Result<Place> {
+    let place = Place::parse(url, "s3")?;
+    Ok(place.at(Profile::of(options)?.endpoint(options)?, &[".amazonaws.com", ".amazonaws.com.cn"]))
+}
+
 impl Settings {
     /// Blocks: it reads files.
     pub(super) fn gather(place: &Place, options: &SourceOptions) -> Result<Self> {
-        let chosen = options.text("profile")?;
-        let profile = Profile::read(chosen.clone().or_else(|| variable("AWS_PROFILE")));
-        let endpoint = options
-            .text("endpoint")?
-            .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
-            .or_else(|| variable("AWS_ENDPOINT_URL"))
-            .or_else(|| profile.get("endpoint_url"));
-        let endpoint = endpoint.map(|text| endpoint_url(&text)).transpose()?;
+        let profile = Profile::of(options)?;
+        let endpoint = profile.endpoint(options)?;
         let region = options
             .text("region")?
             .or_else(|| variable("AWS_REGION"))
@@ -101,7 +101,7 @@ impl Settings {
             },
             endpoint,
             region,
-            identity: identity(options, chosen)?,
+            identity: identity(options, options.text("profile")?)?,
             requester_pays: options.flag("requester-pays")?,
             ca: options.path(CA.name)?,
         })
@@ -130,6 +130,21 @@ struct Profile {
 }
 
 impl Profile {
+    /// The profile that was asked for.
+    fn of(options: &SourceOptions) -> Result<Self> {
+        Ok(Self::read(options.text("profile")?.or_else(|| variable("AWS_PROFILE"))))
+    }
+
+    /// The server that somebody names instead of AWS.
+    fn endpoint(&self, options: &SourceOptions) -> Result<Option<Url>> {
+        let endpoint = options
+            .text("endpoint")?
+            .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
+            .or_else(|| variable("AWS_ENDPOINT_URL"))
+            .or_else(|| self.get("endpoint_url"));
+        endpoint.map(|text| endpoint_url(&text)).transpose()
+    }
+
     /// The profile `name`, or the default one; nothing if there is no such file.
     fn read(name: Option<String>) -> Self {
         let set =
