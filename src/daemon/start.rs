@@ -294,7 +294,10 @@ fn cache_name(spec: &SourceSpec, local: Option<&Path>) -> String {
             Ok(url) => format!(
                 "{}://{}{}:{}{}{}",
                 url.scheme(),
-                if url.scheme() == "sftp" { url.username() } else { "" },
+                match (url.scheme(), url.username()) {
+                    ("sftp", user) if !user.is_empty() => format!("{user}@"),
+                    _ => String::new(),
+                },
                 url.host_str().unwrap_or_default(),
                 url.port_or_known_default().unwrap_or_default(),
                 url.path().trim_end_matches('/'),

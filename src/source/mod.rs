@@ -7,14 +7,21 @@
 //! | file | what |
 //! |---|---|
 //! | [`local`] | a directory or file of this machine |
+//! | [`azure`] | a container of Azure's blob storage |
+//! | `bucket` | what all buckets have in common |
+//! | [`gcs`] | a bucket of Google Cloud Storage |
 //! | [`http`] | a file, or a tree behind an index, of a web server |
 //! | [`manifest`] | a list of files with their places and checksums |
 //! | [`s3`] | a bucket of S3 or a server like it |
 //! | [`sftp`] | a directory or file of a server that ssh reaches |
+//! | [`webdav`] | a tree of a WebDAV server |
 //! | [`kinds`] | the kinds of remote sources, found by the scheme of a URL |
 //! | [`options`] | `-S KEY=VALUE` |
 //! | [`reconnecting`] | a source that is away and is opened when it is back |
 
+pub mod azure;
+pub(in crate::source) mod bucket;
+pub mod gcs;
 pub mod http;
 pub mod kinds;
 pub mod local;
@@ -23,6 +30,7 @@ pub mod options;
 pub mod reconnecting;
 pub mod s3;
 pub mod sftp;
+pub mod webdav;
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::common::servers::Server;
 use crate::harness::{Env, Ran, errno, read, tool};
 
 /// A tree with some of everything that a bucket can hold: path and bytes.
-fn tree() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn tree() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("empty", Vec::new()),
         ("one", b"1".to_vec()),
@@ -23,7 +23,7 @@ fn tree() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// An environment with the same tree as plain files, for comparison.
-fn environment() -> Option<Env> {
+pub(crate) fn environment() -> Option<Env> {
     let env = Env::new()?;
     tree().iter().for_each(|(path, bytes)| drop(env.put(path, bytes)));
     fs::write(env.path("secret"), "SK\n").unwrap();
@@ -46,13 +46,12 @@ fn assert_same(one: &Path, other: &Path) {
     tool(Command::new("diff").args(["-r", "-x", ".lazycopy"]).args([one, other]));
 }
 
-fn assert_ran(ran: &Ran) {
+pub(crate) fn assert_ran(ran: &Ran) {
     assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
 /// The tree at `url`, by every way, is the tree of the environment.
-fn every_way_gives_the_tree(env: &Env, url: &str, port: u16) {
-    let options = options(env, port);
+pub(crate) fn every_way_gives_the_tree(env: &Env, url: &str, options: &[String]) {
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let dir = |name: &str| env.path(name).to_str().unwrap().to_owned();
 
@@ -87,7 +86,7 @@ fn a_bucket_of_moto_is_copied_mounted_and_cloned() {
     for (path, bytes) in tree() {
         put(server.port, &format!("/bucket/tr ee/{path}"), "", &bytes);
     }
-    every_way_gives_the_tree(&env, "s3://bucket/tr ee", server.port);
+    every_way_gives_the_tree(&env, "s3://bucket/tr ee", &options(&env, server.port));
 }
 
 #[test]
@@ -96,7 +95,7 @@ fn a_bucket_of_s3s_fs_is_copied_mounted_and_cloned() {
     let Some(server) = Server::start("s3s-fs") else { return };
     let bucket = server.files().join("bucket");
     tool(Command::new("cp").arg("-r").arg(env.source()).arg(&bucket));
-    every_way_gives_the_tree(&env, "s3://bucket", server.port);
+    every_way_gives_the_tree(&env, "s3://bucket", &options(&env, server.port));
 }
 
 #[test]
@@ -119,7 +118,7 @@ fn a_checksum_of_the_bucket_is_the_proof() {
 }
 
 /// The text of the file below `directory` whose name begins with `name`.
-fn find(directory: &Path, name: &str) -> String {
+pub(crate) fn find(directory: &Path, name: &str) -> String {
     let files = fs::read_dir(directory).unwrap().flatten();
     files
         .filter(|file| file.file_name().to_string_lossy().starts_with(name))

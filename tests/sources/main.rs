@@ -5,18 +5,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod apache;
+mod azure;
+mod azurite;
 #[path = "../common/mod.rs"]
 mod common;
+mod gcs;
+mod google;
 mod ground;
 mod laws;
 mod local;
 mod manifest;
 mod moto;
 mod nginx;
+mod nginx_dav;
 mod s3;
 mod s3s_fs;
 mod sftp;
 mod sshd;
+mod webdav;
+mod wsgidav;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -56,4 +64,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs sshd }
+conform! { local nginx manifest moto s3s_fs gcs azurite wsgidav nginx_dav apache sshd }

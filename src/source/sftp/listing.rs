@@ -1,7 +1,7 @@
 //! Listing a directory of the server.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use super::packet::{Answer, Name, Request, Status};
 use super::session::{Pending, Session};
 use super::wire::Handle;
 use super::{join, stat};
+use crate::core::attributes::Attributes;
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 use crate::source::{Entry, ListBatch};
@@ -84,7 +85,7 @@ impl Listing {
         let is_other = |name: &Name| !matches!(&name.name[..], b"." | b"..");
         let (told, untold): (Vec<Name>, Vec<Name>) =
             names.into_iter().filter(is_other).partition(|name| name.attributes.tell_kind());
-        let mut take = |name: &[u8], attributes| {
+        let mut take = |name: &[u8], attributes| -> Result<()> {
             let name = OsStr::from_bytes(name).to_owned();
             match RelPath::check_name(&name) {
                 Ok(()) => batch.entries.push(entry(name, attributes)?),
@@ -114,10 +115,7 @@ impl Listing {
     }
 }
 
-fn entry(
-    name: std::ffi::OsString,
-    attributes: Result<crate::core::attributes::Attributes>,
-) -> Result<Entry> {
+fn entry(name: OsString, attributes: Result<Attributes>) -> Result<Entry> {
     let attributes = attributes.map_err(|error| error.at(&name))?;
     Ok(Entry { name, kind: attributes.kind, attributes: Some(attributes) })
 }
