@@ -103,6 +103,8 @@ async fn find(url: url::Url, options: HttpOptions) -> Result<Origin> {
     let (url, mut origin) = http::opening::origin(url, options).await?;
     let root = propfind::look("open source", &origin, url.clone()).await?;
     let url = if http::opening::is_upgrade(&url, &root.url) { root.url.clone() } else { url };
+    // Nearly all of these servers do; the answer of one that does not is not lost.
+    origin.keeps_ranges(true);
     origin.site = match root.kind() {
         EntryKind::Directory => Site::tree(url),
         _ => Site::single(url)?,
