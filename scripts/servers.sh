@@ -94,7 +94,8 @@ prepare() {
     azurite)
       SERVER=("$path" --silent --skipApiVersionCheck --disableTelemetry --blobHost 127.0.0.1 --blobPort "$port" --location "$dir/data")
       ;;
-    gcs) SERVER=("$path" start --host=127.0.0.1 --port="$port" --in-memory --default-bucket=bucket) ;;
+    # It serves one connection at a time by itself: whoever reads slowly would keep all others out.
+    gcs) SERVER=("$(dirname "$path")/python3" -c 'import http.server as h; h.HTTPServer = h.ThreadingHTTPServer; from gcp_storage_emulator.__main__ import main; main()' start --quiet --host=127.0.0.1 --port="$port" --in-memory --default-bucket=bucket) ;;
     sshd)
       [ -e "$dir/host_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key"
       [ -e "$dir/key" ] || ssh-keygen -q -t ed25519 -N '' -f "$dir/key"

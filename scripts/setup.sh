@@ -60,12 +60,15 @@ if [ "$level" != build ]; then
   needs openssl openssl
   needs procps pkill
   needs openssh-server sshd
+  needs openssh-client ssh
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 if [ "$level" = bench ]; then
   needs aria2 aria2c
   needs rclone rclone
   needs fio fio
+  needs s3fs s3fs
+  needs sshfs sshfs
 fi
 
 # What apt cannot help with is said in any case.

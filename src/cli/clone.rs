@@ -36,7 +36,7 @@ use crate::vfs::mountpoint::check_nesting_in_place;
 /// leaves it running. Killed or rebooted: the same command goes on.
 #[derive(Debug, Args)]
 pub(crate) struct CloneArgs {
-    /// What to copy: a directory or file, file:///…, http(s)://…, s3://bucket/prefix
+    /// What to copy: a directory or file, file:///…, http(s)://…, {s3,gs,az}://bucket/prefix
     source: OsString,
     /// Directory that becomes the copy; made if its parent exists
     dir: PathBuf,

@@ -27,7 +27,7 @@ use crate::error::Result;
 /// LAZYCOPY-INCOMPLETE.txt.
 #[derive(Debug, Args)]
 pub(crate) struct CopyArgs {
-    /// What to copy: a directory or file, file:///…, http(s)://…, s3://bucket/prefix
+    /// What to copy: a directory or file, file:///…, http(s)://…, {s3,gs,az}://bucket/prefix
     source: OsString,
     /// Directory that receives the contents of SOURCE; made if its parent exists
     dir: PathBuf,

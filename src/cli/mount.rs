@@ -31,7 +31,7 @@ const CACHE_DEFAULT: u64 = 10 << 30;
 /// Returns when the tree can be used; the daemon goes on in the background.
 #[derive(Debug, Args)]
 pub(crate) struct MountArgs {
-    /// What to copy: a directory or file, file:///…, http(s)://…, s3://bucket/prefix
+    /// What to copy: a directory or file, file:///…, http(s)://…, {s3,gs,az}://bucket/prefix
     source: OsString,
     /// Existing empty directory to show it at
     mountpoint: PathBuf,

@@ -7,6 +7,9 @@
 //! | file | what |
 //! |---|---|
 //! | [`local`] | a directory or file of this machine |
+//! | [`azure`] | a container of Azure's blob storage |
+//! | `bucket` | what all buckets have in common |
+//! | [`gcs`] | a bucket of Google Cloud Storage |
 //! | [`http`] | a file, or a tree behind an index, of a web server |
 //! | [`manifest`] | a list of files with their places and checksums |
 //! | [`s3`] | a bucket of S3 or a server like it |
@@ -15,6 +18,9 @@
 //! | [`options`] | `-S KEY=VALUE` |
 //! | [`reconnecting`] | a source that is away and is opened when it is back |
 
+pub mod azure;
+pub(in crate::source) mod bucket;
+pub mod gcs;
 pub mod http;
 pub mod kinds;
 pub mod local;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "no test program uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+pub(crate) mod azure;
 pub(crate) mod http;
 pub(crate) mod nginx;
 pub(crate) mod proxy;

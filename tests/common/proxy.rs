@@ -129,7 +129,8 @@ fn answers(shared: &Shared, mut client: &TcpStream, mut server: &TcpStream) -> s
             return Ok(());
         }
         carried += len as u64;
-        if shared.shortens.load(Ordering::SeqCst) && piece.starts_with(b"HTTP/1.1 206") {
+        let is_part = piece.starts_with(b"HTTP/1.") && piece[8..].starts_with(b" 206");
+        if shared.shortens.load(Ordering::SeqCst) && is_part {
             client.write_all(&shortened(&piece[..len]))?;
         } else {
             client.write_all(&piece[..len])?;

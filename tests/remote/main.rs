@@ -8,6 +8,7 @@ mod common;
 #[allow(dead_code, reason = "shared with the tests of mounts")]
 mod harness;
 
+mod clouds;
 mod s3;
 mod secrets;
 mod webdav;

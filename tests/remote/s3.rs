@@ -118,7 +118,7 @@ fn a_checksum_of_the_bucket_is_the_proof() {
 }
 
 /// The text of the file below `directory` whose name begins with `name`.
-fn find(directory: &Path, name: &str) -> String {
+pub(crate) fn find(directory: &Path, name: &str) -> String {
     let files = fs::read_dir(directory).unwrap().flatten();
     files
         .filter(|file| file.file_name().to_string_lossy().starts_with(name))

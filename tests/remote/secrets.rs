@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use crate::clouds::put_google;
 use crate::common::nginx::Nginx;
 use crate::common::s3::put;
+use crate::common::scripted::{Request, Scripted, answer};
 use crate::common::servers::Server;
 use crate::harness::{Env, mounts, read};
 
@@ -138,6 +140,135 @@ fn keys_from_the_files_of_the_aws_tools_are_nowhere() {
         ("AWS_CONFIG_FILE", config.as_str()),
     ];
     nothing_leaks(&env, "s3://bucket", &["-S", "profile=mine"], &variables);
+}
+
+fn bucket_of_google() -> Option<(Server, String)> {
+    let server = Server::start("gcs")?;
+    put_google(server.port, "file", b"content");
+    let endpoint = format!("endpoint=http://127.0.0.1:{}", server.port);
+    Some((server, endpoint))
+}
+
+#[test]
+fn a_token_of_google_is_nowhere() {
+    let Some(env) = Env::new() else { return };
+    let Some((_server, endpoint)) = bucket_of_google() else { return };
+    let token = format!("token=@{}", planted(&env, "token", "hunter2token\n"));
+    nothing_leaks(&env, "gs://bucket", &["-S", &endpoint, "-S", &token], &[]);
+}
+
+#[test]
+fn a_token_of_the_machine_is_nowhere_and_asked_for_once() {
+    let Some(env) = Env::new() else { return };
+    let Some((_server, endpoint)) = bucket_of_google() else { return };
+    planted(&env, "token", "hunter2token");
+    let machine = Scripted::fixed(|_| {
+        answer(
+            "200 OK",
+            "",
+            r#"{"access_token":"hunter2token","expires_in":3599,"token_type":"Bearer"}"#,
+        )
+    });
+    let place = format!("127.0.0.1:{}", machine.port);
+    nothing_leaks(&env, "gs://bucket", &["-S", &endpoint], &[("GCE_METADATA_HOST", &place)]);
+    assert_eq!(machine.requests().len(), 1);
+}
+
+#[test]
+fn a_file_of_credentials_that_makes_no_sense_is_not_shown() {
+    let Some(env) = Env::new() else { return };
+    for text in [
+        "hunter2",
+        r#"{"type":"service_account","client_email":"me","private_key":"hunter2"}"#,
+        r#"{"type":"hunter2","refresh_token":"hunter2"}"#,
+    ] {
+        let credentials = format!("credentials={}", planted(&env, "credentials", text));
+        let place = env.path("copied");
+        let args = ["copy", "gs://bucket", place.to_str().unwrap(), "-S", &credentials];
+        let ran = env.run([&args[..], &["-S", "endpoint=http://127.0.0.1:1"]].concat());
+        assert_ne!(ran.code, Some(0), "{ran:?}");
+        assert!(!format!("{ran:?}").contains(MARK), "{ran:?}");
+    }
+}
+
+/// A container with one file, which lets everybody in and keeps what was asked.
+fn container() -> (Scripted, String) {
+    let server = Scripted::fixed(|request| {
+        let about = "Last-Modified: Wed, 01 Jan 2020 00:00:00 GMT\r\nETag: \"x\"\r\n";
+        let part = format!("{about}Content-Range: bytes 0-6/7\r\n");
+        if request.target.contains("comp=list") {
+            let is_root = !request.target.contains("prefix=");
+            let blob = "<Blob><Name>file</Name><Properties><Content-Length>7</Content-Length><Etag>x</Etag>\
+                <Last-Modified>Wed, 01 Jan 2020 00:00:00 GMT</Last-Modified></Properties></Blob>";
+            let blobs = if is_root { blob } else { "" };
+            let page = format!("<EnumerationResults><Blobs>{blobs}</Blobs></EnumerationResults>");
+            answer("200 OK", "", &page)
+        } else if !request.target.starts_with("/container/file") {
+            answer("404 Not Found", "x-ms-error-code: BlobNotFound\r\n", "")
+        } else if request.header("range").is_some() {
+            answer("206 Partial Content", &part, "content")
+        } else {
+            answer("200 OK", about, "content")
+        }
+    });
+    let endpoint = format!("endpoint=http://127.0.0.1:{}", server.port);
+    (server, endpoint)
+}
+
+/// What is said of a source that is no longer there holds no secret either.
+fn nothing_leaks_of_what_is_gone(
+    env: &Env,
+    url: &str,
+    options: &[&str],
+    variables: &[(&str, &str)],
+) {
+    let place = env.path("late");
+    let mut command = env.command([&["copy", url, place.to_str().unwrap()], options].concat());
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(!output.status.success() && !said.is_empty());
+    assert!(!said.contains(MARK), "{said}");
+}
+
+#[test]
+fn a_signature_of_azure_is_nowhere_although_it_is_in_every_url() {
+    let Some(env) = Env::new() else { return };
+    let (server, endpoint) = container();
+    let sas = planted(&env, "sas", "sv=2020-12-06&sp=rl&sig=hunter2%2B\n");
+    let sas = format!("sas-token=@{sas}");
+    let options = ["-S", &endpoint, "-S", "account=me", "-S", &sas];
+    nothing_leaks(&env, "az://container", &options, &[]);
+    let requests = server.requests();
+    assert!(
+        requests.iter().all(|request| request.target.contains("sig=hunter2%2B")),
+        "{requests:?}"
+    );
+    drop(server);
+    nothing_leaks_of_what_is_gone(&env, "az://container", &options, &[]);
+}
+
+#[test]
+fn a_connection_string_is_nowhere() {
+    let Some(env) = Env::new() else { return };
+    let (server, endpoint) = container();
+    let url = endpoint.strip_prefix("endpoint=").unwrap();
+    for secret in ["AccountKey=hunter2hunter2aa", "SharedAccessSignature=sv=1&sig=hunter2"] {
+        let text = format!("AccountName=me;BlobEndpoint={url};{secret}");
+        planted(&env, "connection", &text);
+        let variables = [("AZURE_STORAGE_CONNECTION_STRING", text.as_str())];
+        nothing_leaks(&env, "az://container", &[], &variables);
+        fs::remove_dir_all(env.destination()).unwrap();
+    }
+    let requests = server.requests();
+    let is_signed = |request: &Request| {
+        let key = request.header("authorization").is_some_and(|by| by.starts_with("SharedKey me:"));
+        key || request.target.contains("sig=hunter2")
+    };
+    assert!(requests.iter().all(is_signed), "{requests:?}");
 }
 
 #[test]

@@ -24,6 +24,11 @@ pub(crate) struct Can {
 pub(crate) trait Ground: Send + Sync {
     fn can(&self) -> Can;
 
+    /// Whether there can be such a name.
+    fn can_hold(&self, _name: &[u8]) -> bool {
+        true
+    }
+
     /// Puts a file there, or replaces it at once by another.
     async fn put(&self, path: &[u8], bytes: &[u8]);
 

@@ -6,8 +6,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod apache;
+mod azure;
+mod azurite;
 #[path = "../common/mod.rs"]
 mod common;
+mod gcs;
+mod google;
 mod ground;
 mod laws;
 mod local;
@@ -58,4 +62,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs wsgidav nginx_dav apache }
+conform! { local nginx manifest moto s3s_fs gcs azurite wsgidav nginx_dav apache }

@@ -1,34 +1,25 @@
-//! One signed request, and what its status means.
+//! What S3 is asked, and what its answers mean.
 
-use std::time::Duration;
-
+use async_trait::async_trait;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
+use reqsign_aws_v4::Credential;
 use reqwest::{Client as Pool, Response};
-use tokio::time::timeout;
 use url::Url;
 
-use super::credentials::Signature;
-use super::page::Complaint;
+use super::credentials::{in_region, signature};
+use super::page::{Complaint, Page};
 use super::settings::{DEFAULT_REGION, Settings};
+use crate::core::attributes::Fingerprint;
+use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
+use crate::source::bucket::client::{
+    Ask, ENCODED_KEY, Signature, complaint_text, page_text, send, url_below,
+};
+use crate::source::bucket::{self, Dialect, Found, attributes_of};
 use crate::source::http::answer::{stale, status_error};
-use crate::source::http::client::{ask_within, build, pool, transport_error};
-
-/// For the head of an answer.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Without a byte of a page.
-const STALL: Duration = Duration::from_secs(30);
-/// Bytes of a page: 1000 keys of 1024 bytes, each of them three letters long at worst, and what is said of them.
-const PAGE_SIZE_BYTES: usize = 16 << 20;
-/// Bytes of a complaint.
-const COMPLAINT_SIZE_BYTES: usize = 64 << 10;
-
-/// Everything but unreserved letters (RFC 3986 2.3), as signatures want it.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The same, but the slashes of a key stay.
-const ENCODED_KEY: &AsciiSet = &ENCODED.remove(b'/');
+use crate::source::http::client::{build, pool, range_headers};
 
 /// Sends requests to one bucket.
 #[derive(Debug)]
@@ -38,18 +29,7 @@ pub(super) struct Client {
     base: Url,
     bucket: String,
     settings: Settings,
-    signature: Signature,
-}
-
-/// What is asked of the bucket.
-#[derive(Debug)]
-pub(super) struct Ask<'a> {
-    pub(super) op: &'static str,
-    pub(super) method: Method,
-    /// An object; the bucket itself if empty.
-    pub(super) key: &'a str,
-    pub(super) query: &'a [(&'static str, &'a str)],
-    pub(super) headers: HeaderMap,
+    signature: Signature<Credential>,
 }
 
 impl Client {
@@ -60,75 +40,120 @@ impl Client {
     pub(super) fn new(bucket: String, settings: Settings) -> Result<Self> {
         let pool = build(pool(settings.ca.as_deref())?)?;
         let region = settings.region.as_deref().unwrap_or(DEFAULT_REGION);
-        let signature = Signature::new(&settings.identity, region)?;
+        let signature = signature(&settings.identity, region)?;
         let base = base_url(&settings, &bucket, region)?;
         Ok(Self { pool, base, bucket, settings, signature })
     }
 
     /// The same for the region in which the bucket turned out to be.
-    pub(super) fn in_region(&self, region: &str) -> Result<Self> {
+    fn in_region(&self, region: &str) -> Result<Self> {
         Ok(Self {
             pool: self.pool.clone(),
             base: base_url(&self.settings, &self.bucket, region)?,
             bucket: self.bucket.clone(),
-            signature: self.signature.in_region(region),
+            signature: in_region(&self.signature, region),
             settings: Settings { region: Some(region.to_owned()), ..self.settings.clone() },
         })
     }
 
-    /// Sends a request; an answer is a success, whole or in part.
+    /// Asks about an object, or the bucket itself if `key` is empty; an answer is a success, whole or in part.
     ///
     /// # Errors
-    /// What the status or the complaint with it says.
-    ///
-    /// # Cancel safety
-    /// Dropping it ends the request.
-    pub(super) async fn send(&self, ask: Ask<'_>) -> Result<Response> {
-        let op = ask.op;
-        let response = self.answer(ask).await?;
-        if response.status().is_success() {
-            return Ok(response);
+    /// What the status or the complaint with it says, and perhaps where else the bucket is.
+    async fn ask(
+        &self,
+        op: &'static str,
+        method: Method,
+        (key, query): (&str, &[(&str, &str)]),
+        mut headers: HeaderMap,
+    ) -> Result<Response, Refusal> {
+        if self.settings.requester_pays {
+            headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }
-        Err(refusal(op, response).await.error)
-    }
-
-    /// As [`Client::send`] for a first request, which also tells where else the bucket is.
-    pub(super) async fn send_or_region(&self, ask: Ask<'_>) -> Result<Response, Refusal> {
-        let op = ask.op;
-        let response = self.answer(ask).await.map_err(|error| Refusal { error, region: None })?;
+        let ask = Ask { op, method, url: self.url(key, query), headers };
+        let response = send(&self.pool, &self.signature, ask).await?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(op, response).await) }
     }
 
-    async fn answer(&self, ask: Ask<'_>) -> Result<Response> {
-        let Ask { op, method, key, query, headers } = ask;
-        let url = self.url(key, query);
-        let invalid = |error: String| Error::new(Kind::Invalid, op).because(error);
-        let request = http::Request::builder().method(method).uri(url.as_str()).body(());
-        let (mut head, ()) = request.map_err(|error| invalid(error.to_string()))?.into_parts();
-        head.headers = headers;
-        if self.settings.requester_pays {
-            head.headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
-        }
-        self.signature.sign(op, &mut head).await?;
-        // The client adds it by itself.
-        head.headers.remove(http::header::HOST);
-        let send = || {
-            self.pool.request(head.method.clone(), url.clone()).headers(head.headers.clone()).send()
-        };
-        ask_within(op, HEAD_TIMEOUT, send).await
+    async fn list(&self, op: &'static str, query: &[(&str, &str)]) -> Result<Page, Refusal> {
+        let answer = self.ask(op, Method::GET, ("", query), HeaderMap::new()).await?;
+        Ok(Page::parse(&page_text(op, answer).await?)?)
     }
 
-    fn url(&self, key: &str, query: &[(&'static str, &str)]) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}{}", self.base.path(), utf8_percent_encode(key, ENCODED_KEY)));
-        if !query.is_empty() {
-            let pair = |(name, value): &(&str, &str)| {
-                format!("{name}={}", utf8_percent_encode(value, ENCODED))
-            };
-            let pairs: Vec<String> = query.iter().map(pair).collect();
-            url.set_query(Some(&pairs.join("&")));
+    fn url(&self, key: &str, query: &[(&str, &str)]) -> Url {
+        url_below(&self.base, &utf8_percent_encode(key, ENCODED_KEY).to_string(), query)
+    }
+}
+
+/// The question whether anything begins with `prefix`.
+fn first_key(prefix: &str) -> [(&'static str, &str); 3] {
+    [("list-type", "2"), ("max-keys", "1"), ("prefix", prefix)]
+}
+
+#[async_trait]
+impl Dialect for Client {
+    async fn look(&mut self, prefix: &str) -> Result<bool> {
+        const OP: &str = "open source";
+        let page = match self.list(OP, &first_key(prefix)).await {
+            Err(Refusal { region: Some(region), error }) if error.kind() != Kind::NotFound => {
+                *self = self.in_region(&region)?;
+                self.list(OP, &first_key(prefix)).await
+            }
+            page => page,
+        };
+        Ok(!page?.is_empty())
+    }
+
+    async fn has_any(&self, op: &'static str, prefix: &str) -> Result<bool> {
+        Ok(!self.list(op, &first_key(prefix)).await?.is_empty())
+    }
+
+    async fn page(
+        &self,
+        op: &'static str,
+        prefix: &str,
+        token: Option<&str>,
+    ) -> Result<bucket::Page> {
+        // Not encoded: there are servers that say so and do not do so, and our reader of XML takes every letter.
+        let mut query = vec![("delimiter", "/"), ("list-type", "2"), ("prefix", prefix)];
+        query.extend(token.map(|token| ("continuation-token", token)));
+        query.sort_unstable();
+        self.list(op, &query).await?.into_page()
+    }
+
+    async fn head(&self, op: &'static str, key: &str) -> Result<Option<Found>> {
+        let mode = ("x-amz-checksum-mode", HeaderValue::from_static("ENABLED"));
+        let mut headers = HeaderMap::new();
+        headers.insert(mode.0, mode.1);
+        match self.ask(op, Method::HEAD, (key, &[]), headers).await {
+            Ok(answer) => {
+                let attributes = Box::new(attributes_of(op, answer.headers())?);
+                let version = self.version_name(answer.headers());
+                Ok(Some(Found::Object { attributes, version }))
+            }
+            Err(Refusal { error, .. }) if error.kind() == Kind::NotFound => Ok(None),
+            Err(refusal) => Err(refusal.into()),
         }
-        url
+    }
+
+    async fn get(
+        &self,
+        op: &'static str,
+        key: &str,
+        range: ByteRange,
+        expected: &Fingerprint,
+        version: Option<&str>,
+    ) -> Result<Response> {
+        let query: Vec<(&str, &str)> =
+            version.iter().map(|version| ("versionId", *version)).collect();
+        let headers = range_headers(range, expected);
+        Ok(self.ask(op, Method::GET, (key, &query), headers).await?)
+    }
+
+    fn version_name(&self, answer: &HeaderMap) -> Option<String> {
+        let version = answer.get("x-amz-version-id")?.to_str().ok()?;
+        // Written before the bucket had versions: the next takes its place.
+        (version != "null").then(|| version.to_owned())
     }
 }
 
@@ -158,16 +183,28 @@ fn base_url(settings: &Settings, bucket: &str, region: &str) -> Result<Url> {
 
 /// A request that came to nothing.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) error: Error,
+struct Refusal {
+    error: Error,
     /// Where the bucket is, if the answer says so.
-    pub(super) region: Option<String>,
+    region: Option<String>,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, region: None }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        refusal.error
+    }
 }
 
 /// What an answer that is no success means. HEAD has no body; then the status alone says it.
 async fn refusal(op: &'static str, response: Response) -> Refusal {
     let (status, headers) = (response.status(), response.headers().clone());
-    let text = body(op, response, COMPLAINT_SIZE_BYTES).await.unwrap_or_default();
+    let text = complaint_text(op, response).await;
     let complaint = Complaint::parse(&text);
     let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
     let region = header("x-amz-bucket-region").or(complaint.region);
@@ -225,48 +262,14 @@ fn elsewhere(error: Error) -> Error {
         .hint("the bucket is in another region: -S region=NAME, or it has another -S endpoint=URL")
 }
 
-/// The whole body of a short answer, as text.
-///
-/// # Errors
-/// As reading has them; `Invalid` if it is longer than `limit` or no text.
-pub(super) async fn body(op: &'static str, mut response: Response, limit: usize) -> Result<String> {
-    let mut bytes = Vec::new();
-    loop {
-        match timeout(STALL, response.chunk()).await {
-            Ok(Ok(Some(piece))) => bytes.extend_from_slice(&piece),
-            Ok(Ok(None)) => break,
-            Ok(Err(error)) => return Err(transport_error(op, error)),
-            Err(_elapsed) => {
-                return Err(Error::new(Kind::Timeout, op)
-                    .because(format!("nothing came for {} s", STALL.as_secs())));
-            }
-        }
-        if bytes.len() > limit {
-            return Err(Error::new(Kind::Invalid, op)
-                .because(format!("the answer is longer than {limit} bytes")));
-        }
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        Error::new(Kind::Invalid, op).because("the answer is no text").caused_by(error)
-    })
-}
-
-/// The text of a page.
-///
-/// # Errors
-/// As [`body`].
-pub(super) async fn page_text(op: &'static str, response: Response) -> Result<String> {
-    body(op, response, PAGE_SIZE_BYTES).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::bucket::settings::Place;
     use crate::source::options::SourceOptions;
-    use crate::source::s3::settings::Place;
 
     fn client(url: &str, options: &[&str]) -> Client {
-        let place = Place::parse(url).unwrap();
+        let place = Place::parse(url, "s3").unwrap();
         let options = [&["anonymous=true", "region=eu-west-1"], options].concat();
         let settings = Settings::gather(&place, &SourceOptions::parse(&options).unwrap()).unwrap();
         Client::new(place.bucket, settings).unwrap()

@@ -8,15 +8,12 @@ use url::Url;
 
 use crate::core::secret::Secret;
 use crate::error::{Error, Kind, Result};
+use crate::source::bucket::settings::{ANONYMOUS, Place, endpoint_url, option, variable};
 use crate::source::http::CA;
 use crate::source::options::{OptionSpec, SourceOptions, Takes};
 
 /// The region of whoever names none.
 pub(super) const DEFAULT_REGION: &str = "us-east-1";
-
-const fn option(name: &'static str, takes: Takes, help: &'static str) -> OptionSpec {
-    OptionSpec { name, takes, help }
-}
 
 /// What `-S` understands.
 pub(super) const OPTIONS: &[OptionSpec] = &[
@@ -40,7 +37,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         Takes::Text,
         "profile of the AWS files, before the environment [default: AWS_PROFILE, else default]",
     ),
-    option("anonymous", Takes::Flag, "sign nothing: for public buckets [default: false]"),
+    ANONYMOUS,
     option(
         "access-key-id",
         Takes::Text,
@@ -51,40 +48,6 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     option("requester-pays", Takes::Flag, "take the costs of requests [default: false]"),
     CA,
 ];
-
-/// What an s3 URL names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) bucket: String,
-    /// As typed, without slashes at its beginning.
-    pub(super) prefix: String,
-}
-
-impl Place {
-    /// Reads `s3://bucket/prefix`. What follows the bucket is a key as it is: nothing in it is encoded.
-    pub(super) fn parse(url: &str) -> Result<Self> {
-        let invalid = |why: &str| Error::new(Kind::Invalid, "open source").because(why);
-        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.contains('@') {
-            return Err(invalid("an s3 URL takes no credentials").hint(
-                "they come from the environment, the AWS files, or -S secret-access-key=@FILE",
-            ));
-        }
-        let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if bucket.is_empty() || !bucket.chars().all(is_name) {
-            return Err(invalid("not the name of a bucket: s3://bucket/prefix"));
-        }
-        Ok(Self { bucket: bucket.to_owned(), prefix: prefix.trim_start_matches('/').to_owned() })
-    }
-
-    pub(super) fn display_name(&self) -> String {
-        match self.prefix.as_str() {
-            "" => format!("s3://{}", self.bucket),
-            prefix => format!("s3://{}/{prefix}", self.bucket),
-        }
-    }
-}
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -113,22 +76,21 @@ pub(super) struct Settings {
     pub(super) ca: Option<PathBuf>,
 }
 
+/// What an s3 URL names, on the server that the settings name. Blocks: it reads files.
+pub(super) fn place(url: &str, options: &SourceOptions) -> Result<Place> {
+    let place = Place::parse(url, "s3")?;
+    Ok(place.at(Profile::of(options)?.endpoint(options)?, &[".amazonaws.com", ".amazonaws.com.cn"]))
+}
+
 impl Settings {
     /// Blocks: it reads files.
     pub(super) fn gather(place: &Place, options: &SourceOptions) -> Result<Self> {
-        let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let chosen = options.text("profile")?;
-        let profile = Profile::read(chosen.clone().or_else(|| set("AWS_PROFILE")));
-        let endpoint = options
-            .text("endpoint")?
-            .or_else(|| set("AWS_ENDPOINT_URL_S3"))
-            .or_else(|| set("AWS_ENDPOINT_URL"))
-            .or_else(|| profile.get("endpoint_url"));
-        let endpoint = endpoint.map(|text| endpoint_url(&text)).transpose()?;
+        let profile = Profile::of(options)?;
+        let endpoint = profile.endpoint(options)?;
         let region = options
             .text("region")?
-            .or_else(|| set("AWS_REGION"))
-            .or_else(|| set("AWS_DEFAULT_REGION"))
+            .or_else(|| variable("AWS_REGION"))
+            .or_else(|| variable("AWS_DEFAULT_REGION"))
             .or_else(|| profile.get("region"));
         let has_style = options.text("path-style")?.is_some();
         Ok(Self {
@@ -139,25 +101,11 @@ impl Settings {
             },
             endpoint,
             region,
-            identity: identity(options, chosen)?,
+            identity: identity(options, options.text("profile")?)?,
             requester_pays: options.flag("requester-pays")?,
             ca: options.path(CA.name)?,
         })
     }
-}
-
-fn endpoint_url(text: &str) -> Result<Url> {
-    let invalid = |why: String| {
-        Error::new(Kind::Invalid, "use endpoint of S3")
-            .because(why)
-            .hint("as http://host:9000 or https://host")
-    };
-    let url = Url::parse(text).map_err(|error| invalid(format!("not a usable URL: {error}")))?;
-    let has_credentials = !url.username().is_empty() || url.password().is_some();
-    if !matches!(url.scheme(), "http" | "https") || has_credentials || url.query().is_some() {
-        return Err(invalid("it takes no credentials and no query".to_owned()));
-    }
-    Ok(url)
 }
 
 fn identity(options: &SourceOptions, profile: Option<String>) -> Result<Identity> {
@@ -182,6 +130,21 @@ struct Profile {
 }
 
 impl Profile {
+    /// The profile that was asked for.
+    fn of(options: &SourceOptions) -> Result<Self> {
+        Ok(Self::read(options.text("profile")?.or_else(|| variable("AWS_PROFILE"))))
+    }
+
+    /// The server that somebody names instead of AWS.
+    fn endpoint(&self, options: &SourceOptions) -> Result<Option<Url>> {
+        let endpoint = options
+            .text("endpoint")?
+            .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
+            .or_else(|| variable("AWS_ENDPOINT_URL"))
+            .or_else(|| self.get("endpoint_url"));
+        endpoint.map(|text| endpoint_url(&text)).transpose()
+    }
+
     /// The profile `name`, or the default one; nothing if there is no such file.
     fn read(name: Option<String>) -> Self {
         let set =
@@ -220,23 +183,6 @@ impl Profile {
 mod tests {
     use super::*;
 
-    fn place(url: &str) -> Result<Place> {
-        Place::parse(url)
-    }
-
-    #[test]
-    fn a_url_names_a_bucket_and_a_key_as_it_is() {
-        let seen = |url| place(url).unwrap().display_name();
-        assert_eq!(seen("s3://b"), "s3://b");
-        assert_eq!(seen("S3://b/"), "s3://b");
-        assert_eq!(seen("s3://b/a b/100%/ü?x#y"), "s3://b/a b/100%/ü?x#y");
-        for url in ["s3://", "s3:///x", "s3://b:80/x", "s3://a b"] {
-            assert_eq!(place(url).unwrap_err().kind(), Kind::Invalid, "{url}");
-        }
-        let error = place("s3://AKIA:hunter2@b/x").unwrap_err();
-        assert!(!error.to_string().contains("hunter2"), "{error}");
-    }
-
     #[test]
     fn a_profile_is_found_by_its_name() {
         let text = "[default]\nregion = eu-west-1\n[profile two]\nregion=eu-central-1 \nservices = x\ns3 =\n  region = no\nendpoint_url = http://h\n";
@@ -245,13 +191,5 @@ mod tests {
         assert_eq!(get("two", "region").unwrap(), "eu-central-1");
         assert_eq!(get("two", "endpoint_url").unwrap(), "http://h");
         assert_eq!(get("three", "region"), None);
-    }
-
-    #[test]
-    fn an_endpoint_is_a_server_and_nothing_else() {
-        assert!(endpoint_url("http://127.0.0.1:9000").is_ok());
-        for text in ["127.0.0.1:9000", "ftp://h", "http://me:hunter2@h", "http://h/?x=hunter2"] {
-            assert!(!endpoint_url(text).unwrap_err().to_string().contains("hunter2"), "{text}");
-        }
     }
 }

@@ -1,9 +1,10 @@
 //! Keys become names of a directory: which are shown, and which have no place in a tree.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
-use super::page::{Item, Object};
+use super::{Item, Object};
 use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
@@ -55,6 +56,7 @@ impl Names {
     pub(super) fn take(&mut self, items: Vec<Item>) -> Result<ListBatch> {
         if let (Some(last), Some(first)) = (&self.last, items.first())
             && first.key() <= last.as_str()
+            && tree_order(first.key(), last).is_le()
         {
             return Err(Error::new(Kind::Invalid, "list directory")
                 .because("the server does not list keys in their order"));
@@ -85,7 +87,7 @@ impl Names {
     /// Nothing follows; gives the rest.
     pub(super) fn end(&mut self) -> ListBatch {
         while let Some((name, object)) = self.waiting.pop() {
-            self.show_object(name, &object);
+            self.show_object(name, object);
         }
         std::mem::take(&mut self.batch)
     }
@@ -100,7 +102,7 @@ impl Names {
                 return;
             }
             if let Some((name, object)) = self.waiting.pop() {
-                self.show_object(name, &object);
+                self.show_object(name, object);
             }
         }
     }
@@ -114,8 +116,8 @@ impl Names {
         self.show(Entry { name: name.into(), kind: EntryKind::Directory, attributes: None });
     }
 
-    fn show_object(&mut self, name: String, object: &Object) {
-        let attributes = object.attributes();
+    fn show_object(&mut self, name: String, object: Object) {
+        let attributes = object.attributes;
         self.show(Entry { name: name.into(), kind: EntryKind::File, attributes });
     }
 
@@ -133,6 +135,15 @@ impl Names {
         tracing::warn!(directory = %self.directory, key, why, "object not shown");
         self.batch.refused += 1;
     }
+}
+
+/// The order of services that keep directories as such: what is in `a` comes before `a!`, although a slash comes after. One of the two orders
+/// holds over all pages.
+fn tree_order(one: &str, other: &str) -> Ordering {
+    let slash_first = |key: &str| {
+        key.bytes().map(|byte| if byte == b'/' { 0 } else { byte }).collect::<Vec<u8>>()
+    };
+    slash_first(one).cmp(&slash_first(other))
 }
 
 #[cfg(test)]
@@ -208,6 +219,28 @@ mod tests {
         assert_eq!(names.take(vec![object("a")]).unwrap_err().kind(), Kind::Invalid);
         assert_eq!(names.take(vec![object("b")]).unwrap_err().kind(), Kind::Invalid);
         assert!(names.take(Vec::new()).is_ok() && names.take(vec![object("c")]).is_ok());
+    }
+
+    #[test]
+    fn directories_may_come_in_the_order_of_a_tree() {
+        use EntryKind::{Directory, File};
+        let object = |key: &str| Item::Object(Object { key: key.to_owned(), ..Object::default() });
+        let prefix = |key: &str| Item::Prefix(key.to_owned());
+        let mut names = Names::new(RelPath::root(), String::new());
+        let mut entries = Vec::new();
+        for page in [
+            vec![object("a"), prefix("a/")],
+            vec![object("a!"), object("a-1")],
+            vec![prefix("a1/")],
+        ] {
+            entries.extend(names.take(page).unwrap().entries);
+        }
+        entries.extend(names.end().entries);
+        let kinds: Vec<_> =
+            entries.iter().map(|entry| (entry.name.to_str().unwrap(), entry.kind)).collect();
+        assert_eq!(kinds, [("a", Directory), ("a!", File), ("a-1", File), ("a1", Directory)]);
+        assert_eq!(names.take(vec![object("a2")]).unwrap().entries.len(), 0);
+        assert_eq!(names.take(vec![object("a0")]).unwrap_err().kind(), Kind::Invalid);
     }
 
     #[test]

@@ -1,13 +1,9 @@
 //! Listing a directory: page after page, the next one on its way while this one is worked on.
 
-use http::Method;
-use http::header::HeaderMap;
 use tokio::sync::mpsc;
 
-use super::client::{Ask, page_text};
 use super::names::Names;
-use super::objects::{Bucket, not_there};
-use super::page::Page;
+use super::objects::Bucket;
 use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
@@ -26,29 +22,28 @@ pub(super) async fn list(
     }
     let prefix = bucket.directory_prefix(directory)?;
     let mut names = Names::new(directory.clone(), prefix.clone());
-    let mut page = ask_page(bucket, &prefix, None).await?;
+    let mut page = bucket.dialect.page(OP, &prefix, None).await?;
     loop {
-        let next = page.next()?;
-        let batch = names.take(page.into_items())?;
-        let Some(token) = next else {
+        let batch = names.take(page.items)?;
+        let Some(token) = page.next else {
             if send(&batches, batch).await {
                 send(&batches, names.end()).await;
             }
             break;
         };
         let (goes_on, following) =
-            tokio::join!(send(&batches, batch), ask_page(bucket, &prefix, Some(&token)));
+            tokio::join!(send(&batches, batch), bucket.dialect.page(OP, &prefix, Some(&token)));
         if !goes_on {
             return Ok(());
         }
         page = following?;
-        if page.next()?.as_ref() == Some(&token) {
+        if page.next.as_ref() == Some(&token) {
             return Err(Error::new(Kind::Invalid, OP)
                 .because("endless listing: the server gives the same page again"));
         }
     }
     if !names.is_something() && !directory.is_root() {
-        return Err(not_there(OP));
+        bucket.check_empty_directory(OP, directory).await?;
     }
     bucket.listed(directory, names.into_shadowed());
     Ok(())
@@ -60,17 +55,6 @@ async fn send(batches: &mpsc::Sender<ListBatch>, batch: ListBatch) -> bool {
         return !batches.is_closed();
     }
     batches.send(batch).await.is_ok()
-}
-
-async fn ask_page(bucket: &Bucket, prefix: &str, token: Option<&str>) -> Result<Page> {
-    // Not encoded: there are servers that say so and do not do so, and our reader of XML takes every letter.
-    let mut query = vec![("delimiter", "/"), ("list-type", "2"), ("prefix", prefix)];
-    query.extend(token.map(|token| ("continuation-token", token)));
-    query.sort_unstable();
-    let ask =
-        Ask { op: OP, method: Method::GET, key: "", query: &query, headers: HeaderMap::new() };
-    let text = page_text(OP, bucket.client.send(ask).await?).await?;
-    Page::parse(&text)
 }
 
 async fn list_single(
