@@ -8,7 +8,7 @@
 #   scripts/servers.sh exec NAME DIR PORT        becomes the server, which ends with its parent
 #
 # NAME: moto and s3s-fs (S3) · sshd (SFTP) · webdav (wsgidav) · azurite (Azure) · gcs (gcp-storage-emulator).
-# Keys are AK and SK, files are below DIR/data; sshd takes DIR/key. What is not a Debian package lies in
+# Keys are AK and SK, files are below DIR/data; sshd takes DIR/key; webdav gives DIR/private to me with hunter2. What is not a Debian package lies in
 # $LAZYCOPY_SERVERS, ~/.cache/lazycopy-servers by default.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin

@@ -56,7 +56,7 @@ impl Origin {
         self.doubts_ranges.load(Ordering::Relaxed)
     }
 
-    pub(super) fn keeps_ranges(&self, keeps: bool) {
+    pub(in crate::source) fn keeps_ranges(&self, keeps: bool) {
         self.doubts_ranges.store(!keeps, Ordering::Relaxed);
     }
 

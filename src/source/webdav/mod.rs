@@ -60,14 +60,6 @@ impl WebdavSource {
     /// `Invalid` if it is no WebDAV URL or its server speaks no WebDAV; `NotFound`, `Denied`, `Unreachable`, `Timeout`.
     pub async fn open(remote: Remote) -> Result<Self> {
         let limits = Limits { index_size_bytes: LISTING_SIZE_BYTES, ..Limits::default() };
-        Self::open_within(remote, limits).await
-    }
-
-    /// The same with other deadlines and bounds.
-    ///
-    /// # Errors
-    /// As [`WebdavSource::open`].
-    pub async fn open_within(remote: Remote, limits: Limits) -> Result<Self> {
         let display_name = Place::parse(&remote.url)?.display_name;
         let gathered = spawn_blocking(move || access::gather(&remote)).await;
         let (url, options) = gathered
@@ -103,6 +95,8 @@ async fn find(url: url::Url, options: HttpOptions) -> Result<Origin> {
     let (url, mut origin) = http::opening::origin(url, options).await?;
     let root = propfind::look("open source", &origin, url.clone()).await?;
     let url = if http::opening::is_upgrade(&url, &root.url) { root.url.clone() } else { url };
+    // Nearly all of these servers do; the answer of one that does not is not lost.
+    origin.keeps_ranges(true);
     origin.site = match root.kind() {
         EntryKind::Directory => Site::tree(url),
         _ => Site::single(url)?,
