@@ -85,8 +85,10 @@ prepare() {
     moto) SERVER=("$path" -H 127.0.0.1 -p "$port") ;;
     s3s-fs) SERVER=("$path" --host 127.0.0.1 --port "$port" --access-key AK --secret-key SK "$dir/data") ;;
     webdav)
-      printf '{"host":"127.0.0.1","port":%s,"provider_mapping":{"/":"%s"},"simple_dc":{"user_mapping":{"*":true}},"logging":{"enable":false}}' \
-        "$port" "$dir/data" >"$dir/wsgidav.json"
+      # What is below DIR/private is for the user me with the password hunter2 only.
+      mkdir -p "$dir/private"
+      printf '{"host":"127.0.0.1","port":%s,"provider_mapping":{"/":"%s","/private":"%s"},"simple_dc":{"user_mapping":{"*":true,"/private":{"me":{"password":"hunter2"}}}},"http_authenticator":{"accept_basic":true,"accept_digest":false,"default_to_digest":false},"logging":{"enable":false}}' \
+        "$port" "$dir/data" "$dir/private" >"$dir/wsgidav.json"
       SERVER=("$path" --config="$dir/wsgidav.json" --quiet)
       ;;
     azurite)

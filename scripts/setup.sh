@@ -47,6 +47,8 @@ needs util-linux findmnt
 if [ "$level" != build ]; then
   needs nginx nginx
   needs libnginx-mod-http-lua /usr/lib/nginx/modules/ngx_http_lua_module.so
+  needs libnginx-mod-http-dav-ext /usr/lib/nginx/modules/ngx_http_dav_ext_module.so
+  needs apache2-bin /usr/sbin/apache2
   needs attr setfattr
   needs acl setfacl
   needs rsync rsync
@@ -58,12 +60,15 @@ if [ "$level" != build ]; then
   needs openssl openssl
   needs procps pkill
   needs openssh-server sshd
+  needs openssh-client ssh
   python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 if [ "$level" = bench ]; then
   needs aria2 aria2c
   needs rclone rclone
   needs fio fio
+  needs s3fs s3fs
+  needs sshfs sshfs
 fi
 
 # What apt cannot help with is said in any case.

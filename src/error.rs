@@ -245,8 +245,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.op)?;
-        if let Some(path) = &self.path {
-            write!(f, " {}", path.display())?;
+        match &self.path {
+            // The root of a tree.
+            Some(path) if path.as_os_str().is_empty() => write!(f, " .")?,
+            Some(path) => write!(f, " {}", path.display())?,
+            None => {}
         }
         match (&self.why, &self.source) {
             (Some(why), _) => write!(f, ": {why}")?,
@@ -269,6 +272,12 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_root_has_a_name() {
+        let error = Error::new(Kind::Busy, "stat").at("").because("503");
+        assert_eq!(error.to_string(), "stat .: 503");
+    }
 
     #[test]
     fn message_says_what_on_what_why_and_what_to_do() {

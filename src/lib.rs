@@ -14,7 +14,7 @@
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
 //! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
 //! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, proof, receipt, eviction, probe, lock | core |
-//! | [`source`] | 1 | where bytes come from: local directories, HTTP, S3, manifests; one that is away is opened when it is back | core |
+//! | [`source`] | 1 | where bytes come from: local directories, HTTP, S3, WebDAV, manifests; one that is away is opened when it is back | core |
 //! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, limits, filters, lanes, planning | sync |
 //! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
 //! | [`error`] | | one error type, a closed set of kinds | |

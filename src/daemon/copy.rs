@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::control::status::JobPhase;
+use crate::core::path::RelPath;
 use crate::daemon::job::Job;
 use crate::daemon::reach::{self, Reached, Way};
 use crate::daemon::readiness::Readiness;
@@ -143,6 +144,7 @@ impl Copy {
             on_change: OnChange::Follow,
             hydrate: settings.hydrate.clone(),
             limits: settings.limits,
+            has_readers: false,
             ..EngineSettings::default()
         };
         let (engine, _notices) =
@@ -276,19 +278,35 @@ impl Copy {
         let mut is_changed = bulk.has_begun();
         if !left.is_empty() && !is_stopped && !self.settings.is_dry {
             is_changed = true;
-            self.destination.mark_incomplete()?;
-            let engine = Arc::clone(&self.engine);
-            let working = tokio::spawn(async move {
-                let mut hydration = Hydration::new(&engine);
-                hydration.copy_paths(left).await;
-                Ok(hydration.is_cut())
-            });
-            match self.until(working, signals, &stop).await {
-                Err(_cut) if stop.load(Ordering::Relaxed) => {}
-                ended => is_stopped = ended?,
-            }
+            is_stopped = self.copy_left(left, &counts, signals, &stop).await?;
         }
         Ok((counts, is_stopped || stop.load(Ordering::Relaxed), is_changed))
+    }
+
+    /// What plain threads leave. Says whether it was stopped before it was through.
+    async fn copy_left(
+        &self,
+        left: Vec<RelPath>,
+        counts: &Counts,
+        signals: &mut Signals,
+        stop: &AtomicBool,
+    ) -> Result<bool> {
+        self.destination.mark_incomplete()?;
+        let stats = self.engine.stats();
+        let (published, fetched) = (stats.files_published(), stats.bytes_fetched.get());
+        let engine = Arc::clone(&self.engine);
+        let working = tokio::spawn(async move {
+            let mut hydration = Hydration::new(&engine);
+            hydration.copy_paths(left).await;
+            Ok(hydration.is_cut())
+        });
+        let ended = self.until(working, signals, stop).await;
+        counts.copied.add(stats.files_published().saturating_sub(published));
+        counts.copied_bytes.add(stats.bytes_fetched.get().saturating_sub(fetched));
+        match ended {
+            Err(_cut) if stop.load(Ordering::Relaxed) => Ok(true),
+            ended => ended,
+        }
     }
 
     /// File by file, as in a mount; what is gone or only renamed is looked for before.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::core::path::RelPath;
+use crate::core::retry::RetryPolicy;
 use crate::daemon::settings::SourceSpec;
 use crate::error::{Error, Kind, Result};
 use crate::source::local::{LocalOptions, LocalSource};
@@ -55,7 +56,7 @@ impl Way {
 
     async fn open_now(&self) -> Result<Arc<dyn Source>> {
         let Some(path) = self.read_from.clone() else {
-            return open(self.spec.clone(), self.cross_mounts).await;
+            return patient(|| open(self.spec.clone(), self.cross_mounts)).await;
         };
         let (name, options) =
             (display_name(&self.spec)?, LocalOptions { cross_mounts: self.cross_mounts });
@@ -137,6 +138,11 @@ pub fn display_name(spec: &SourceSpec) -> Result<String> {
     }
 }
 
+/// A source that asks to be spared is asked again.
+async fn patient<T, F: Future<Output = Result<T>>>(ask: impl Fn() -> F) -> Result<T> {
+    crate::engine::patiently(RetryPolicy::default(), |_, _| {}, ask).await
+}
+
 /// What waiting for the source does not mend.
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), Kind::Exists | Kind::NotSupported)
@@ -159,7 +165,8 @@ async fn check_reserved_names(source: &dyn Source) -> Result<()> {
         return Ok(());
     }
     for name in RESERVED_NAMES {
-        match source.stat(&RelPath::root().child(name.as_ref())?).await {
+        let path = RelPath::root().child(name.as_ref())?;
+        match patient(|| source.stat(&path)).await {
             Err(error) if error.kind() == Kind::NotFound => {}
             // Many servers refuse every name with a dot, whether it is there or not; a listing will not show it.
             Err(error) if error.kind() == Kind::Denied && source.traits().is_remote => {}
@@ -184,19 +191,26 @@ async fn still_holds_something(
     if !had_names || source.single_file().is_some() {
         return Ok(source);
     }
-    let (sender, mut batches) = mpsc::channel(1);
-    let asked = Arc::clone(&source);
-    let listing = tokio::spawn(async move { asked.list(&RelPath::root(), sender).await });
-    while let Some(batch) = batches.recv().await {
-        if batch.entries.iter().any(|entry| entry.name != OF_EMPTY_FILE_SYSTEMS) {
-            return Ok(source);
-        }
+    if patient(|| holds_something(&source)).await? {
+        return Ok(source);
     }
-    listing.await.map_err(|died| Error::new(Kind::Io, "look at source").caused_by(died))??;
     Err(Error::new(Kind::Unreachable, "use source")
         .at(source.display_name())
         .because("it is empty now, and was not when it was copied: its file system is not mounted?")
         .hint("if it was really emptied: another --dest, or remove .lazycopy/catalog.redb"))
+}
+
+async fn holds_something(source: &Arc<dyn Source>) -> Result<bool> {
+    let (sender, mut batches) = mpsc::channel(1);
+    let asked = Arc::clone(source);
+    let listing = tokio::spawn(async move { asked.list(&RelPath::root(), sender).await });
+    while let Some(batch) = batches.recv().await {
+        if batch.entries.iter().any(|entry| entry.name != OF_EMPTY_FILE_SYSTEMS) {
+            return Ok(true);
+        }
+    }
+    listing.await.map_err(|died| Error::new(Kind::Io, "look at source").caused_by(died))??;
+    Ok(false)
 }
 
 fn shape_of(source: &dyn Source) -> SourceShape {

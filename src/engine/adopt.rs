@@ -128,7 +128,7 @@ impl Engine {
 
     async fn judge(self: &Arc<Self>, path: RelPath, existing: Existing) -> Result<Verdict> {
         let connection = self.connection().await;
-        let asked = self.source.stat(&path).await;
+        let asked = self.patiently(|| self.source.stat(&path)).await;
         drop(connection);
         let source = match asked {
             Ok(attributes) => attributes,

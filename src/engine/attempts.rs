@@ -7,6 +7,7 @@ use crate::core::claims::Lease;
 use crate::core::permits::Permit;
 use crate::core::phase::Phase;
 use crate::core::priority::Priority;
+use crate::core::retry::RetryPolicy;
 use crate::engine::cache::FULL;
 use crate::engine::events::{Attempts, ChunkStep};
 use crate::engine::fetch::Means;
@@ -222,19 +223,7 @@ impl Engine {
         &self,
         ask: impl Fn() -> F,
     ) -> Result<T> {
-        let mut tries = self.settings.retry.begin();
-        loop {
-            let began = Instant::now();
-            let error = match ask().await {
-                Err(error) if error.kind() == Kind::Busy => error,
-                answered => return answered,
-            };
-            self.spare_source(&error, began);
-            let Some(wait) = tries.wait_after(&error, jitter()) else {
-                return Err(error);
-            };
-            tokio::time::sleep(wait).await;
-        }
+        patiently(self.settings.retry, |error, began| self.spare_source(error, began), ask).await
     }
 
     /// Waits before the next attempt, and for a permit if too many are in use by then. `false`: it is not worth that, since nobody waits
@@ -261,6 +250,30 @@ impl Engine {
         }
         self.stats.errors.remember(&file.path, error);
         tracing::warn!(path = %file.path, ino = file.ino, kind = %error.kind(), %error, "chunk failed");
+    }
+}
+
+/// Asks again while the source asks for patience, and tells each time.
+///
+/// # Errors
+/// The last answer, if all patience of `retry` is used up; any other error at once.
+pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(
+    retry: RetryPolicy,
+    tell: impl Fn(&Error, Instant),
+    ask: impl Fn() -> F,
+) -> Result<T> {
+    let mut tries = retry.begin();
+    loop {
+        let began = Instant::now();
+        let error = match ask().await {
+            Err(error) if error.kind() == Kind::Busy => error,
+            answered => return answered,
+        };
+        tell(&error, began);
+        let Some(wait) = tries.wait_after(&error, jitter()) else {
+            return Err(error);
+        };
+        tokio::time::sleep(wait).await;
     }
 }
 

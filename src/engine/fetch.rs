@@ -94,7 +94,8 @@ impl Fetcher {
     ) -> Self {
         let most = limits.settings().max_connections.unwrap_or(usize::MAX);
         let connections = source.traits().connections.max(2).min(most);
-        let reserved = RESERVED_FOR_DEMAND.min(connections / 2);
+        let wanted = if settings.has_readers { RESERVED_FOR_DEMAND } else { 0 };
+        let reserved = wanted.min(connections / 2);
         Self {
             permits: Permits::new(connections, reserved),
             pace: Pace::new(connections - reserved),

@@ -78,6 +78,7 @@ use crate::core::in_flight::InFlight;
 use crate::core::permits::Permits;
 use crate::core::table::Table;
 use crate::engine::adopt::Candidates;
+pub(crate) use crate::engine::attempts::patiently;
 use crate::engine::cache::Cache;
 use crate::engine::changes::Changes;
 use crate::engine::events::Events;
@@ -392,7 +393,8 @@ impl Engine {
 
 async fn look_at_root(source: &dyn Source, settings: &EngineSettings) -> Result<Attributes> {
     let root = crate::core::path::RelPath::root();
-    let looked = tokio::time::timeout(settings.start_deadline, source.stat(&root)).await;
+    let looked = patiently(settings.retry, |_, _| {}, || source.stat(&root));
+    let looked = tokio::time::timeout(settings.start_deadline, looked).await;
     looked.unwrap_or_else(|late| {
         Err(Error::new(Kind::Unreachable, "look at source")
             .at(source.display_name())

@@ -1,11 +1,13 @@
 //! The way of verified files to their final names: small ones in groups, large ones alone.
 //!
-//! A group is whatever has gathered while the last one was synced, so a file that comes alone is published alone and at once. Nothing
-//! waits for company.
+//! A group is whatever has gathered while the last one was synced, and for as long again: where many files come, the disk syncs half of
+//! the time at most, since who makes or writes a file waits for that. A file that comes alone is published alone and at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::core::path::RelPath;
 use crate::core::permits::{Acquired, Permit, Permits};
@@ -21,9 +23,13 @@ use crate::store::{BackingFile, Destination, Durability, FileHash, Identity, Met
 /// Files verified at once, and large ones published at once: more would only move the disk's head.
 const AT_ONCE: usize = 4;
 /// Longer files are published alone: their own sync is no longer small beside the group's.
-const SMALL_BYTES: u64 = 512 << 10;
-/// Files of one group: their descriptors are open at the same time, and together they are at most 32 MiB.
-const GROUP_FILES: usize = 64;
+const SMALL_BYTES: u64 = 16 << 20;
+/// Files of one group: their descriptors are open at the same time.
+const GROUP_FILES: usize = 128;
+/// Bytes of one group, but for its last file: who waits for a sync waits for all of them.
+const GROUP_BYTES: u64 = 32 << 20;
+/// The longest that one group waits for more.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Files that wait for the next group; who comes later waits before it gets in.
 const QUEUE_FILES: usize = 1024;
 
@@ -145,10 +151,12 @@ impl Publisher {
 
 /// Takes what has gathered, publishes it, and looks again.
 async fn publish_groups(places: Arc<Places>, mut queue: mpsc::Receiver<Queued>) {
-    let mut group = Vec::with_capacity(GROUP_FILES);
-    while queue.recv_many(&mut group, GROUP_FILES).await > 0 {
+    let mut until = Instant::now();
+    while let Some(first) = queue.recv().await {
+        let group = gather(first, &mut queue, until).await;
         let (turns, answers): (Vec<_>, Vec<_>) =
-            group.drain(..).map(|Queued { turn, answer }| (turn, answer)).unzip();
+            group.into_iter().map(|Queued { turn, answer }| (turn, answer)).unzip();
+        let begun = Instant::now();
         let work = Arc::clone(&places);
         let published = on_disk("publish files", move || Ok(work.publish_all(&turns))).await;
         match published {
@@ -161,7 +169,25 @@ async fn publish_groups(places: Arc<Places>, mut queue: mpsc::Receiver<Queued>) 
             // Each is told by the end of its channel.
             Err(error) => tracing::error!(%error, "group not published"),
         }
+        let now = Instant::now();
+        until = now + now.duration_since(begun).min(LONGEST_PAUSE);
     }
+}
+
+/// One group: `first`, what waits behind it, and what comes before `until`.
+async fn gather(first: Queued, queue: &mut mpsc::Receiver<Queued>, until: Instant) -> Vec<Queued> {
+    let mut bytes = first.turn.0.part.size();
+    let mut group = vec![first];
+    while group.len() < GROUP_FILES && bytes < GROUP_BYTES {
+        let next = match queue.try_recv() {
+            Ok(next) => Some(next),
+            Err(_none) => timeout_at(until, queue.recv()).await.ok().flatten(),
+        };
+        let Some(next) = next else { break };
+        bytes += next.turn.0.part.size();
+        group.push(next);
+    }
+    group
 }
 
 impl Places {

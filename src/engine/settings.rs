@@ -92,6 +92,8 @@ pub struct EngineSettings {
     pub checkpoint_bytes: u64,
     /// What may be asked of the source.
     pub limits: LimitSettings,
+    /// Somebody may read meanwhile: some requests are kept for that.
+    pub has_readers: bool,
 }
 
 impl Default for EngineSettings {
@@ -109,6 +111,7 @@ impl Default for EngineSettings {
             hydrate: HydrateSettings::default(),
             checkpoint_bytes: 256 << 20,
             limits: LimitSettings::default(),
+            has_readers: true,
         }
     }
 }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::options::{OptionSpec, SourceOptions};
-use super::{Source, azure, gcs, http, manifest, s3};
+use super::{Source, azure, gcs, http, manifest, s3, webdav};
 use crate::error::{Error, Kind, Result};
 
 /// Every kind that this program speaks.
 pub const ALL: &[&SourceKind] =
-    &[&http::KIND, &s3::KIND, &gcs::KIND, &azure::KIND, &manifest::KIND];
+    &[&http::KIND, &s3::KIND, &gcs::KIND, &azure::KIND, &webdav::KIND, &manifest::KIND];
 
 /// A source that is being opened.
 pub type Opening = BoxFuture<'static, Result<Arc<dyn Source>>>;

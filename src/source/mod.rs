@@ -13,6 +13,7 @@
 //! | [`http`] | a file, or a tree behind an index, of a web server |
 //! | [`manifest`] | a list of files with their places and checksums |
 //! | [`s3`] | a bucket of S3 or a server like it |
+//! | [`webdav`] | a tree of a WebDAV server |
 //! | [`kinds`] | the kinds of remote sources, found by the scheme of a URL |
 //! | [`options`] | `-S KEY=VALUE` |
 //! | [`reconnecting`] | a source that is away and is opened when it is back |
@@ -27,6 +28,7 @@ pub mod manifest;
 pub mod options;
 pub mod reconnecting;
 pub mod s3;
+pub mod webdav;
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-const MODULES: [&str; 2] = ["ndk_http_module.so", "ngx_http_lua_module.so"];
+const MODULES: [&str; 3] =
+    ["ndk_http_module.so", "ngx_http_lua_module.so", "ngx_http_dav_ext_module.so"];
 
 /// A running nginx; it ends with its owner.
 pub(crate) struct Nginx {

@@ -108,6 +108,13 @@ pub(crate) struct Asked {
     if_match: Option<String>,
 }
 
+impl Asked {
+    /// Whether `other` asks for the same.
+    fn is_again(&self, other: &Self) -> bool {
+        self.method == other.method && self.path == other.path
+    }
+}
+
 #[derive(Default)]
 struct State {
     pages: BTreeMap<String, Page>,
@@ -116,6 +123,8 @@ struct State {
     /// A directory that holds itself.
     bottomless: Option<String>,
     asked: Vec<Asked>,
+    /// Answers everything that is asked for the first time with 503.
+    is_busy_at_first: bool,
     body_bytes: u64,
     running_heads: usize,
     most_heads_at_once: usize,
@@ -192,6 +201,11 @@ impl Origin {
     pub(crate) fn put_index<T: AsRef<str>>(&self, path: &str, hrefs: impl IntoIterator<Item = T>) {
         let page = index_page(path, hrefs);
         self.shared.state().indexes.insert(path.to_owned(), page);
+    }
+
+    /// From now on 503 is the first answer to every method at every path.
+    pub(crate) fn be_busy_at_first(&self) {
+        self.shared.state().is_busy_at_first = true;
     }
 
     /// From now on `directory` holds what the root holds, itself included, without an end.
@@ -336,7 +350,13 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
         }
         let page = {
             let mut state = shared.state();
+            let is_new = !state.asked.iter().any(|earlier| earlier.is_again(&asked));
             state.asked.push(asked.clone());
+            if is_new && state.is_busy_at_first {
+                drop(state);
+                be_busy(stream)?;
+                continue;
+            }
             if is_head {
                 state.running_heads += 1;
                 state.most_heads_at_once = state.most_heads_at_once.max(state.running_heads);
@@ -355,6 +375,10 @@ fn serve(shared: &Shared, stream: &TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn be_busy(mut stream: &TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 }
 
 /// As nginx does for a directory without its slash.

@@ -116,3 +116,28 @@ fn the_bytes_of_a_large_file_count_as_they_come() {
     let ended = ended(child).expect(0);
     assert_eq!(ended.count("/files/copied"), 1);
 }
+
+#[test]
+fn a_very_large_file_goes_on_where_it_was_stopped() {
+    use std::os::unix::fs::FileExt;
+
+    let env = Env::new();
+    let (size, piece, pieces) = ((1u64 << 30) + 4097, 2u64 << 20, 8);
+    let file = std::fs::File::create(env.source().join("large")).unwrap();
+    file.set_len(size).unwrap();
+    for number in 0..pieces {
+        let bytes = vec![u8::try_from(number).unwrap() + 1; usize::try_from(piece).unwrap()];
+        file.write_all_at(&bytes, number * (size / pieces)).unwrap();
+    }
+    drop(file);
+    let child = env.start(&["--limit", "2MiB"]);
+    let some = |status: Value| (fetched(&status) >= 2 * piece).then_some(());
+    eventually("a quarter of it", || status(&env).and_then(some));
+    order(&env, &["stop", "copy"]);
+    let first = ended(child).expect(5).count("/bytes/copied");
+    assert!((2 * piece..pieces * piece).contains(&first), "{first}");
+    let second = env.copied(&[]).count("/bytes/copied");
+    // What is kept of a chunk that is cut short are whole blocks.
+    let again = (first + second).checked_sub(pieces * piece);
+    assert!(again.is_some_and(|again| again < 32 * (128 << 10)), "{first} + {second}");
+}

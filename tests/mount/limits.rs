@@ -185,6 +185,21 @@ fn a_server_that_asks_to_be_spared_is_spared_and_everything_is_copied() {
 }
 
 #[test]
+fn a_server_that_asks_to_be_spared_at_the_start_is_asked_again() {
+    let Some(env) = Env::new() else { return };
+    let origin = Origin::start();
+    origin.put("/a/file", page(BLOCK));
+    origin.be_busy_at_first();
+    for _ in 0..2 {
+        let mounted = env.mount_from(origin.url(), &["--hydrate"]);
+        mounted.until_complete();
+        assert!(read(mounted.path("a/file")).unwrap() == content(BLOCK));
+        assert_eq!(said(&env, "is away"), 0, "{}", env.log());
+        mounted.unmount();
+    }
+}
+
+#[test]
 fn no_more_connections_are_used_than_were_asked_for() {
     let Some(env) = Env::new() else { return };
     let origin = Origin::start();

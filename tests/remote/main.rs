@@ -11,3 +11,4 @@ mod harness;
 mod clouds;
 mod s3;
 mod secrets;
+mod webdav;

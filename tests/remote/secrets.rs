@@ -36,7 +36,7 @@ fn leaks(directory: &Path) -> Vec<String> {
 }
 
 /// Everything that can be asked of a mount, with its logs at their loudest, holds no secret; nor does what is left of it.
-fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables: &[(&str, &str)]) {
+pub(crate) fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables: &[(&str, &str)]) {
     let (destination, mountpoint) = (env.destination(), env.mountpoint());
     let dirs = [mountpoint.to_str().unwrap(), destination.to_str().unwrap()];
     let log = env.path("daemon.log");
@@ -90,7 +90,7 @@ fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables: &[(&str, 
     assert_eq!(leaks(&env.path("")), Vec::<String>::new());
 }
 
-fn planted(env: &Env, name: &str, text: &str) -> String {
+pub(crate) fn planted(env: &Env, name: &str, text: &str) -> String {
     fs::create_dir_all(env.path("planted")).unwrap();
     let path = env.path("planted").join(name);
     fs::write(&path, text).unwrap();

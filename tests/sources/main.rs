@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod apache;
 mod azure;
 mod azurite;
 #[path = "../common/mod.rs"]
@@ -17,8 +18,11 @@ mod local;
 mod manifest;
 mod moto;
 mod nginx;
+mod nginx_dav;
 mod s3;
 mod s3s_fs;
+mod webdav;
+mod wsgidav;
 
 /// Every law, on the ground that `$start` gives (`None` = the server is not here, which it says).
 macro_rules! conforms {
@@ -58,4 +62,4 @@ macro_rules! conform {
     };
 }
 
-conform! { local nginx manifest moto s3s_fs gcs azurite }
+conform! { local nginx manifest moto s3s_fs gcs azurite wsgidav nginx_dav apache }

@@ -28,6 +28,9 @@ const BLOCK_BYTES: usize = 128 << 10;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK_SIZE);
 /// What is read at once.
 const BUFFER: usize = 1 << 20;
+/// Files from here on, unless they can be cloned, are brought by the engine: it goes on where an earlier life was cut short, and several
+/// chunks of one file come at once.
+const RESUMED_MIN: u64 = 1 << 30;
 /// Files below this are not worth the attempt to clone.
 const CLONE_MIN: u64 = 64 << 10;
 
@@ -47,6 +50,16 @@ enum Carried {
     Again,
     /// It cannot be made here, which is counted.
     Lost,
+    /// So large that it is left to the engine.
+    Left,
+}
+
+/// What became of the bytes of one file.
+enum Brought {
+    Whole(Finished, FileHash),
+    /// The source changed meanwhile.
+    Changed,
+    Left,
 }
 
 /// Bytes of one file that are here before it is published: a large one moves the bar. Taken back if nothing becomes of it.
@@ -115,6 +128,7 @@ impl<'a> Carrier<'a> {
             match carried {
                 Ok((Ok(Carried::Ready(ready)), _)) => landed.ready.push(*ready),
                 Ok((Ok(Carried::Again), _)) => again.push(file),
+                Ok((Ok(Carried::Left), path)) => landed.left.push(path),
                 Ok((Ok(Carried::Lost), _)) => self.bulk.engine.stats.metadata_lost.increment(),
                 Ok((Err(error), _)) if is_no_room(&error) => {
                     self.bulk.engine.room.ran_out(&error);
@@ -150,7 +164,7 @@ impl<'a> Carrier<'a> {
         let mut counted = Counted { at: &bulk.engine.stats.carried_bytes, bytes: 0 };
         let carried = self.carry_file(&file, path, job, &mut counted);
         match carried {
-            Ok(Some((part, hash))) => {
+            Ok(Brought::Whole(part, hash)) => {
                 counted.keep();
                 let fingerprint = job.attributes.fingerprint.clone();
                 let version = Version { ino: job.ino, fingerprint, is_settled: true };
@@ -159,29 +173,32 @@ impl<'a> Carrier<'a> {
                 let (path, replace) = (path.clone(), job.replace);
                 Ok(Carried::Ready(Box::new(Ready { path, content, replace })))
             }
-            Ok(None) => Ok(Carried::Again),
+            Ok(Brought::Changed) => Ok(Carried::Again),
+            Ok(Brought::Left) => Ok(Carried::Left),
             Err(error) => Err(error.at(path.as_path())),
         }
     }
 
-    /// `None` if the source changed meanwhile.
     fn carry_file(
         &mut self,
         file: &LocalFile,
         path: &RelPath,
         job: &FileJob,
         counted: &mut Counted<'_>,
-    ) -> Result<Option<(Finished, FileHash)>> {
+    ) -> Result<Brought> {
         let size = job.attributes.size;
         let destination = &self.bulk.engine.destination;
         let part = destination.begin_whole().map_err(Error::of_destination)?;
         let is_clone = size >= CLONE_MIN && self.clone(file, &part);
+        if size >= RESUMED_MIN && !is_clone {
+            return Ok(Brought::Left);
+        }
         let Some(blocks) = self.bring(file, &part, job, is_clone, counted)? else {
-            return Ok(None);
+            return Ok(Brought::Changed);
         };
         // After the last byte: a writer that came meanwhile is noticed here.
         if file.attributes()?.fingerprint != job.attributes.fingerprint {
-            return Ok(None);
+            return Ok(Brought::Changed);
         }
         let hash = FileHash::of_blocks(blocks, size)
             .ok_or_else(|| Error::new(Kind::Corrupt, "hash file"))?;
@@ -191,7 +208,7 @@ impl<'a> Carrier<'a> {
         }
         let metadata = Metadata { attributes: job.attributes.clone(), xattrs: file.xattrs()? };
         let finished = part.finish(path, &metadata, size).map_err(Error::of_destination)?;
-        Ok(Some((finished, hash)))
+        Ok(Brought::Whole(finished, hash))
     }
 
     fn clone(&self, file: &LocalFile, part: &WholePart) -> bool {

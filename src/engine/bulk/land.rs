@@ -27,6 +27,8 @@ pub(super) struct Landed {
     pub(super) others: Vec<OtherRecord>,
     /// Not carried this time.
     pub(super) again: Vec<Batch>,
+    /// For the engine.
+    pub(super) left: Vec<RelPath>,
 }
 
 impl Landed {
@@ -85,8 +87,9 @@ impl<'a> Publisher<'a> {
     }
 
     pub(super) fn take(&mut self, landed: Landed) {
-        let Landed { ready, names, others, again } = landed;
+        let Landed { ready, names, others, again, left } = landed;
         self.again.extend(again);
+        self.left.extend(left);
         if ready.is_empty() && names.is_empty() && others.is_empty() {
             return;
         }

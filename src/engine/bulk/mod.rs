@@ -3,7 +3,7 @@
 //! Scanners compare directory by directory what the source, the catalog and DIR have; carriers bring the bytes over and prove them; one
 //! publisher takes steps ([`Steps`](crate::store::bulk::Steps)). A first pass carries while it scans. Once a pass was complete, the next
 //! one is a *delta pass*: it scans first, so that what has another name at the source is known again and only renamed.
-//! What is out of the ordinary (a part of an earlier life, a file that lay in DIR before us) is left to the engine's own way, file by file.
+//! What is out of the ordinary (a part of an earlier life, a file that lay in DIR before us, a very large one) is left to the engine's own way, file by file.
 //!
 //! | file | what |
 //! |---|---|

@@ -41,6 +41,16 @@ impl Version {
         Self { etag: owned(&ETAG), last_modified, date, size }
     }
 
+    /// A version that a document names, of an answer that came at `date`.
+    pub(in crate::source) fn told(
+        etag: Option<String>,
+        last_modified: Option<String>,
+        date: Option<&str>,
+        size: Option<u64>,
+    ) -> Self {
+        Self { etag, last_modified, date: date.map(str::to_owned), size }
+    }
+
     /// Its fingerprint: strong entity tag, else modification time, else weak tag, else the size alone.
     pub(in crate::source) fn fingerprint(&self, size: u64) -> Fingerprint {
         let strong = self.etag.as_ref().filter(|tag| !tag.starts_with("W/"));

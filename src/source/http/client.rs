@@ -29,7 +29,7 @@ const IDLE_CONNECTIONS: usize = 64;
 
 /// Sends requests of one source.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(in crate::source) struct Client {
     any: Pool,
     /// Follows the redirects of public servers; its own pool, so that no connection to a private address is used again.
     public: Pool,
@@ -41,12 +41,20 @@ pub(super) struct Client {
 
 /// The head of an answer; its body is still to come.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) response: Response,
+pub(in crate::source) struct Answer {
+    pub(in crate::source) response: Response,
     /// Where it came from in the end.
-    pub(super) url: Url,
+    pub(in crate::source) url: Url,
     /// The server redirects to the same path with a slash: it is a directory. Such a redirect is not followed.
-    pub(super) is_directory: bool,
+    pub(in crate::source) is_directory: bool,
+}
+
+/// What is asked, wherever.
+#[derive(Debug)]
+pub(in crate::source) struct Message {
+    pub(in crate::source) method: Method,
+    pub(in crate::source) headers: HeaderMap,
+    pub(in crate::source) body: &'static str,
 }
 
 impl Client {
@@ -72,7 +80,7 @@ impl Client {
         })
     }
 
-    /// Sends a request and follows redirects. Any status but a redirect is an answer.
+    /// Sends a request without a body and follows redirects. Any status but a redirect is an answer.
     ///
     /// # Errors
     /// `Unreachable`, `Timeout`; `Denied` for a redirect that is not allowed, `Invalid` for too many.
@@ -86,9 +94,22 @@ impl Client {
         url: Url,
         headers: HeaderMap,
     ) -> Result<Answer> {
+        self.send_body(op, Message { method, headers, body: "" }, url).await
+    }
+
+    /// As [`Client::send`], of a message that changes nothing: it may be sent more than once.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub(in crate::source) async fn send_body(
+        &self,
+        op: &'static str,
+        message: Message,
+        url: Url,
+    ) -> Result<Answer> {
         let (mut url, mut reach) = (url, Reach::Any);
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.ask(op, &method, &url, &headers, reach).await?;
+            let response = self.ask(op, &message, &url, reach).await?;
             let location = text(response.headers(), &LOCATION);
             let (true, Some(location)) = (is_redirect(&response), location) else {
                 return Ok(Answer { response, url, is_directory: false });
@@ -119,22 +140,25 @@ impl Client {
     async fn ask(
         &self,
         op: &'static str,
-        method: &Method,
+        message: &Message,
         url: &Url,
-        headers: &HeaderMap,
         reach: Reach,
     ) -> Result<Response> {
         let pool = match reach {
             Reach::Any => &self.any,
             Reach::PublicOnly => &self.public,
         };
-        let mut headers = headers.clone();
+        let Message { method, body, .. } = message;
+        let mut headers = message.headers.clone();
         if let Some(authorization) = &self.authorization
             && redirect::is_same_origin(url, &self.origin)
         {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let ask = || pool.request(method.clone(), url.clone()).headers(headers.clone()).send();
+        let ask = || {
+            let request = pool.request(method.clone(), url.clone()).headers(headers.clone());
+            if body.is_empty() { request.send() } else { request.body(*body).send() }
+        };
         ask_within(op, self.head_timeout, ask).await
     }
 }
@@ -151,7 +175,7 @@ pub(in crate::source) async fn ask_within<F: Future<Output = reqwest::Result<Res
     let once_or_twice = async {
         match ask().await {
             // The server closed a kept connection while the request was on its way (nginx does so after a 412); a new one
-            // has no such past. Asking twice changes nothing: GET and HEAD are all that is ever asked.
+            // has no such past. Asking twice changes nothing: GET, HEAD and PROPFIND are all that is ever asked.
             Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
                 ask().await
             }

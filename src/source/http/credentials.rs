@@ -28,9 +28,15 @@ pub(super) fn take(url: &mut Url, netrc: Option<PathBuf>) -> Option<HeaderValue>
     basic(&user, &password.unwrap_or_default())
 }
 
-fn basic(user: &[u8], password: &[u8]) -> Option<HeaderValue> {
+/// The header for a user and a password (RFC 7617).
+pub(in crate::source) fn basic(user: &[u8], password: &[u8]) -> Option<HeaderValue> {
     let pair = STANDARD.encode([user, b":", password].concat());
-    let mut value = HeaderValue::from_str(&format!("Basic {pair}")).ok()?;
+    hidden(&format!("Basic {pair}"))
+}
+
+/// A header that shows its value to nobody; `None` if it cannot be one.
+pub(in crate::source) fn hidden(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
     // Keeps it out of every Debug output.
     value.set_sensitive(true);
     Some(value)

@@ -1,5 +1,8 @@
 //! Listing a directory by its index page.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
 use reqwest::Response;
@@ -7,9 +10,10 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::Limits;
 use super::answer::{check_identity, status_error};
 use super::client::transport_error;
-use super::index::{Format, PageFeed, Sink, page, parse};
+use super::index::{Format, Page, PageFeed, Sink, page, parse};
 use super::origin::Origin;
 use crate::core::attributes::EntryKind;
 use crate::core::path::RelPath;
@@ -43,37 +47,36 @@ pub(super) async fn list(
     let format = Format::of(headers).ok_or_else(|| {
         Error::new(Kind::Invalid, OP).because("the server gives no index of this directory")
     })?;
-    let (feed, page) = page();
     let sink =
         Sink::new(directory.clone(), batches, origin.site.spelling, origin.limits.index_entries);
-    let parser = spawn_blocking(move || parse(page, format, answer.url, sink));
+    let parse = move |page| parse(page, format, answer.url, sink);
+    parse_arriving(&origin.limits, answer.response, parse).await
+}
+
+/// Parses a page on a blocking thread while it arrives.
+///
+/// # Errors
+/// What keeps it from arriving whole; else as `parse`.
+pub(in crate::source) async fn parse_arriving(
+    limits: &Limits,
+    response: Response,
+    parse: impl FnOnce(Page) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let (feed, page) = page();
+    let parser = spawn_blocking(move || parse(page));
     // The feed's error is why the parser found the page cut.
-    let fed = feed_page(origin, answer.response, feed).await;
+    let fed = feed_page(limits, response, feed).await;
     let parsed = parser.await.map_err(|lost| Error::new(Kind::Io, OP).caused_by(lost))?;
     fed.and(parsed)
 }
 
-async fn feed_page(origin: &Origin, mut response: Response, feed: PageFeed) -> Result<()> {
+async fn feed_page(limits: &Limits, mut response: Response, feed: PageFeed) -> Result<()> {
     let mut size = 0;
-    loop {
-        let next = timeout(origin.limits.index_stall, response.chunk()).await;
-        let piece = match next {
-            Ok(Ok(Some(piece))) => piece,
-            Ok(Ok(None)) => break,
-            Ok(Err(error)) => return Err(transport_error(OP, error)),
-            Err(_elapsed) => {
-                return Err(Error::new(Kind::Timeout, OP).because(format!(
-                    "nothing came for {} s",
-                    origin.limits.index_stall.as_secs()
-                )));
-            }
-        };
+    while let Some(piece) = next_piece(OP, &mut response, limits.index_stall).await? {
         size += piece.len() as u64;
-        if size > origin.limits.index_size_bytes {
-            return Err(Error::new(Kind::Invalid, OP).because(format!(
-                "endless listing: more than {} bytes",
-                origin.limits.index_size_bytes
-            )));
+        if size > limits.index_size_bytes {
+            return Err(Error::new(Kind::Invalid, OP)
+                .because(format!("endless listing: more than {} bytes", limits.index_size_bytes)));
         }
         if feed.piece(piece).await.is_err() {
             // The parser knows why it stopped.
@@ -82,4 +85,20 @@ async fn feed_page(origin: &Origin, mut response: Response, feed: PageFeed) -> R
     }
     feed.end().await;
     Ok(())
+}
+
+/// What comes next of a page; `None` at its end.
+///
+/// # Errors
+/// As [`transport_error`] has it; `Timeout` if nothing comes.
+pub(in crate::source) async fn next_piece(
+    op: &'static str,
+    response: &mut Response,
+    stall: Duration,
+) -> Result<Option<Bytes>> {
+    match timeout(stall, response.chunk()).await {
+        Ok(piece) => piece.map_err(|error| transport_error(op, error)),
+        Err(_elapsed) => Err(Error::new(Kind::Timeout, op)
+            .because(format!("nothing came for {} s", stall.as_secs()))),
+    }
 }

@@ -7,14 +7,14 @@
 pub(in crate::source) mod answer;
 pub(in crate::source) mod body;
 pub(in crate::source) mod client;
-mod credentials;
-mod index;
-mod listing;
-mod opening;
+pub(in crate::source) mod credentials;
+pub(in crate::source) mod index;
+pub(in crate::source) mod listing;
+pub(in crate::source) mod opening;
 pub(in crate::source) mod origin;
 mod redirect;
-mod site;
-mod spelling;
+pub(in crate::source) mod site;
+pub(in crate::source) mod spelling;
 mod spool;
 
 use std::ffi::OsString;
@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream;
+use http::HeaderValue;
 use tokio::sync::mpsc;
 
 use self::origin::Origin;
@@ -64,6 +65,8 @@ pub struct HttpOptions {
     pub netrc: Option<PathBuf>,
     /// Certificates of authorities (PEM) that are believed besides those of the system.
     pub ca: Option<PathBuf>,
+    /// The Authorization header, where it comes from neither the URL nor netrc.
+    pub authorization: Option<HeaderValue>,
     /// Deadlines and bounds.
     pub limits: Limits,
 }
@@ -137,7 +140,8 @@ impl HttpSource {
         opening::open(url, options).await.map(Self::start)
     }
 
-    fn start((origin, display_name): (Origin, String)) -> Self {
+    /// A source at `origin`, about which nobody needs to be asked any more.
+    pub(in crate::source) fn start((origin, display_name): (Origin, String)) -> Self {
         let origin = Arc::new(origin);
         let spools = Spools::start(Arc::clone(&origin));
         Self { display_name, origin, spools }
@@ -149,6 +153,11 @@ impl HttpSource {
     /// As [`HttpSource::display_name_of`]; what is wrong with the certificates in `options`.
     pub async fn placed(url: &str, places: Arc<dyn Places>, options: HttpOptions) -> Result<Self> {
         opening::placed(url, places, options).await.map(Self::start)
+    }
+
+    /// The server, for other questions than those of HTTP.
+    pub(in crate::source) fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// As [`Source::read`] of a range that is not empty; tells also which version the server said that the bytes are of.

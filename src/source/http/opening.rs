@@ -37,7 +37,7 @@ pub(super) async fn open(spec: &str, options: HttpOptions) -> Result<(Origin, St
 }
 
 /// The URL that is asked, and its name for people.
-pub(super) fn parse(spec: &str) -> Result<(Url, String)> {
+pub(in crate::source) fn parse(spec: &str) -> Result<(Url, String)> {
     let mut url = Url::parse(spec).map_err(|error| {
         // The text itself may hold a password.
         Error::new(Kind::Invalid, "open source").because(format!("not a usable URL: {error}"))
@@ -60,10 +60,10 @@ pub(super) async fn placed(
 }
 
 /// A tree at `url`, as long as nothing else is known; gives the URL without its credentials, too.
-async fn origin(mut url: Url, options: HttpOptions) -> Result<(Url, Origin)> {
-    let HttpOptions { netrc, ca, limits, .. } = options;
+pub(in crate::source) async fn origin(mut url: Url, options: HttpOptions) -> Result<(Url, Origin)> {
+    let HttpOptions { netrc, ca, authorization, limits, .. } = options;
     let (url, client) = spawn_blocking(move || {
-        let authorization = credentials::take(&mut url, netrc);
+        let authorization = authorization.or_else(|| credentials::take(&mut url, netrc));
         let client = Client::new(url.clone(), authorization, ca.as_deref(), limits.head_timeout)?;
         Ok::<_, Error>((url, client))
     })
@@ -82,6 +82,13 @@ async fn find(url: Url, options: HttpOptions) -> Result<Origin> {
     }
     adopt_index(&mut origin).await?;
     Ok(origin)
+}
+
+/// Whether a redirect led to nothing but https.
+pub(in crate::source) fn is_upgrade(asked: &Url, answered: &Url) -> bool {
+    asked.scheme() != answered.scheme()
+        && asked.host() == answered.host()
+        && asked.path() == answered.path()
 }
 
 /// Whether a URL without a slash at its end is a tree all the same.
@@ -120,10 +127,7 @@ async fn adopt_index(origin: &mut Origin) -> Result<()> {
             .because("the server gives no index of this directory")
             .hint("a URL of a file has no slash at its end"));
     }
-    let is_upgrade = url.scheme() != answer.url.scheme()
-        && url.host() == answer.url.host()
-        && url.path() == answer.url.path();
-    if is_upgrade {
+    if is_upgrade(&url, &answer.url) {
         // Or every request would be redirected to https. Other redirects are followed anew each time, checks included.
         origin.site = Site::tree(answer.url.clone());
     }

@@ -21,10 +21,10 @@ use crate::sync::{AtomicBool, Ordering};
 
 /// The server, the place of the source on it, and what was learnt about it.
 #[derive(Debug)]
-pub(super) struct Origin {
-    pub(super) client: Client,
-    pub(super) site: Site,
-    pub(super) limits: Limits,
+pub(in crate::source) struct Origin {
+    pub(in crate::source) client: Client,
+    pub(in crate::source) site: Site,
+    pub(in crate::source) limits: Limits,
     pub(super) spool_directory: PathBuf,
     /// Nothing says yet that the server keeps to ranges, or the last answer ignored one. Relaxed: a hint that decides who asks
     /// first; every answer is checked.

@@ -16,10 +16,10 @@ const IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 
 /// The URL of the source, without credentials. Its query, if any, goes with every request: it may be a signature.
 #[derive(Debug, Clone)]
-pub(super) struct Site {
+pub(in crate::source) struct Site {
     url: Url,
     shape: Shape,
-    pub(super) spelling: Spelling,
+    pub(in crate::source) spelling: Spelling,
 }
 
 /// What is at the URL of a source.
@@ -44,7 +44,7 @@ pub trait Places: Send + Sync + std::fmt::Debug {
 
 impl Site {
     /// A tree below `url`, which gets a slash at its end.
-    pub(super) fn tree(mut url: Url) -> Self {
+    pub(in crate::source) fn tree(mut url: Url) -> Self {
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
@@ -55,7 +55,7 @@ impl Site {
     ///
     /// # Errors
     /// `Invalid` or `NameTooLong` if the URL's last part is no usable name.
-    pub(super) fn single(url: Url) -> Result<Self> {
+    pub(in crate::source) fn single(url: Url) -> Result<Self> {
         let last = url.path().rsplit('/').next().unwrap_or_default();
         let name = OsString::from_vec(percent_decode_str(last).collect());
         RelPath::check_name(&name)?;
@@ -67,7 +67,7 @@ impl Site {
         Self { url, shape: Shape::Placed(places), spelling: Spelling::Bytes }
     }
 
-    pub(super) fn single_file(&self) -> Option<&OsString> {
+    pub(in crate::source) fn single_file(&self) -> Option<&OsString> {
         match &self.shape {
             Shape::Single(name) => Some(name),
             Shape::Tree | Shape::Placed(_) => None,
@@ -78,7 +78,7 @@ impl Site {
     ///
     /// # Errors
     /// `NotFound` for another name than that of a single file; as [`Places::url_of`].
-    pub(super) fn file_url(&self, path: &RelPath) -> Result<Url> {
+    pub(in crate::source) fn file_url(&self, path: &RelPath) -> Result<Url> {
         match &self.shape {
             Shape::Tree => Ok(self.below(path, "")),
             Shape::Single(name) if path.as_bytes() == name.as_bytes() => Ok(self.url.clone()),
@@ -88,7 +88,7 @@ impl Site {
     }
 
     /// The URL of `path` taken as a directory of a tree.
-    pub(super) fn directory_url(&self, path: &RelPath) -> Url {
+    pub(in crate::source) fn directory_url(&self, path: &RelPath) -> Url {
         self.below(path, if path.is_root() { "" } else { "/" })
     }
 
@@ -108,7 +108,7 @@ impl Site {
 }
 
 /// A URL as people may see it: no user, no password, no values of a query.
-pub(super) fn without_secrets(url: &Url) -> String {
+pub(in crate::source) fn without_secrets(url: &Url) -> String {
     let mut url = url.clone();
     let has_query = url.query().is_some();
     url.set_query(None);

@@ -8,7 +8,7 @@ use super::answer::text;
 
 /// The way in which names are written in URLs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
+pub(in crate::source) enum Spelling {
     /// The bytes themselves.
     Bytes,
     /// `python3 -m http.server`: a byte that is no UTF-8 is written as the surrogate U+DC00 + byte (PEP 383), and that in turn in

@@ -5,9 +5,9 @@ use url::Url;
 
 use crate::core::attributes::EntryKind;
 
-/// The directory that a page lists.
+/// What a page is about: a directory as a rule.
 #[derive(Debug)]
-pub(super) struct Base {
+pub(in crate::source) struct Base {
     url: Url,
     /// Decoded parts of its path.
     parts: Vec<Vec<u8>>,
@@ -15,62 +15,76 @@ pub(super) struct Base {
 
 /// A link that names a direct child; the name is decoded and not yet checked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Child {
-    pub(super) name: Vec<u8>,
-    pub(super) kind: EntryKind,
+pub(in crate::source) struct Child {
+    pub(in crate::source) name: Vec<u8>,
+    /// A directory if there is a slash at the end of the link.
+    pub(in crate::source) kind: EntryKind,
+}
+
+/// Where a link leads.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::source) enum Target {
+    /// To the page's own place, with a slash at its end or without.
+    Itself,
+    Child(Child),
+    /// Anywhere else.
+    Elsewhere,
 }
 
 impl Base {
-    pub(super) fn new(url: Url) -> Self {
+    pub(in crate::source) fn new(url: Url) -> Self {
         let parts = split(url.path().as_bytes()).map(decode).collect();
         Self { url, parts }
     }
 
     /// The child that `href` names; `None` for every other link (sorting, the parent, other places).
     pub(super) fn child(&self, href: &[u8]) -> Option<Child> {
+        match self.target(href) {
+            Target::Child(child) => Some(child),
+            Target::Itself | Target::Elsewhere => None,
+        }
+    }
+
+    /// What `href` names.
+    pub(in crate::source) fn target(&self, href: &[u8]) -> Target {
         let href = href.trim_ascii();
         if href.iter().any(|byte| matches!(byte, b'?' | b'#')) {
-            return None;
+            return Target::Elsewhere;
         }
         if href.starts_with(b"//") || has_scheme(href) {
-            let url = self.url.join(&ascii(href)).ok()?;
-            let is_here = url.origin() == self.url.origin();
-            return if is_here { self.below(url.path().as_bytes()) } else { None };
+            return match self.url.join(&ascii(href)) {
+                Ok(url) if url.origin() == self.url.origin() => self.at(url.path().as_bytes()),
+                _ => Target::Elsewhere,
+            };
         }
         if href.starts_with(b"/") {
-            return self.below(href);
+            return self.at(href);
         }
-        direct(href.strip_prefix(b"./").unwrap_or(href))
+        let href = href.strip_prefix(b"./").unwrap_or(href);
+        // Beside the last part of its path, which is empty for a directory (RFC 3986 5.2.3).
+        let path = self.url.path();
+        let directory = path.rfind('/').map_or("/", |slash| &path[..=slash]);
+        self.at(&[directory.as_bytes(), href].concat())
     }
 
-    /// The child at an absolute path.
-    fn below(&self, path: &[u8]) -> Option<Child> {
-        let (directory, is_directory) = match path.strip_suffix(b"/") {
-            Some(path) => (path, true),
-            None => (path, false),
+    /// What is at an absolute path.
+    fn at(&self, path: &[u8]) -> Target {
+        let (path, kind) = match path.strip_suffix(b"/") {
+            Some(path) => (path, EntryKind::Directory),
+            None => (path, EntryKind::File),
         };
-        let mut parts: Vec<_> = split(directory).collect();
-        let name = parts.pop()?;
-        let is_ours = parts.len() == self.parts.len()
-            && parts.iter().zip(&self.parts).all(|(one, two)| decode(one) == *two);
-        if is_ours { named(name, is_directory) } else { None }
+        let parts: Vec<_> = split(path).collect();
+        let (ours, more) = parts.split_at(parts.len().min(self.parts.len()));
+        let is_ours = ours.len() == self.parts.len()
+            && ours.iter().zip(&self.parts).all(|(one, two)| decode(one) == *two);
+        match more {
+            [] if is_ours => Target::Itself,
+            [name] if is_ours && !matches!(*name, b"" | b"." | b"..") => {
+                Target::Child(Child { name: decode(name), kind })
+            }
+            _ => Target::Elsewhere,
+        }
     }
-}
-
-/// The child in a link without slash, or with one at its end.
-fn direct(href: &[u8]) -> Option<Child> {
-    match href.strip_suffix(b"/") {
-        Some(name) => named(name, true),
-        None => named(href, false),
-    }
-}
-
-fn named(name: &[u8], is_directory: bool) -> Option<Child> {
-    if name.contains(&b'/') || matches!(name, b"" | b"." | b"..") {
-        return None;
-    }
-    let kind = if is_directory { EntryKind::Directory } else { EntryKind::File };
-    Some(Child { name: decode(name), kind })
 }
 
 /// The parts of a path between slashes, without the empty ones at both ends.
@@ -173,6 +187,27 @@ mod tests {
             "data:,x",
         ] {
             assert_eq!(child(href.as_bytes()), None, "{href}");
+        }
+    }
+
+    #[test]
+    fn the_place_itself_is_known_with_a_slash_and_without() {
+        for (url, hrefs) in [
+            (
+                "http://h/a%20b/c/",
+                vec!["/a%20b/c/", "/a%20b/c", "http://h:80/a b/c/", "//h/a%20b/c", "./"],
+            ),
+            ("http://h/a%20b/c", vec!["/a%20b/c/", "/a%20b/c", "c", "./c", "c/"]),
+            ("http://h/", vec!["/", "http://h", ""]),
+        ] {
+            let base = Base::new(Url::parse(url).unwrap());
+            for href in hrefs {
+                assert_eq!(base.target(href.as_bytes()), Target::Itself, "{url} {href}");
+            }
+        }
+        let base = Base::new(Url::parse("http://h/a/c").unwrap());
+        for href in ["/a/", "/a", "d", "../a/c", "/a/c/d/e", "http://other/a/c", "https://h/a/c"] {
+            assert_eq!(base.target(href.as_bytes()), Target::Elsewhere, "{href}");
         }
     }
 

@@ -10,10 +10,10 @@ mod sink;
 
 use http::header::{CONTENT_TYPE, HeaderMap};
 
-use self::href::Base;
-pub(super) use self::page::{Page, PageFeed, page};
-use self::sink::Halt;
-pub(super) use self::sink::Sink;
+pub(in crate::source) use self::href::{Base, Target};
+pub(in crate::source) use self::page::Page;
+pub(super) use self::page::{PageFeed, page};
+pub(in crate::source) use self::sink::{Halt, Sink};
 use super::answer::text;
 use crate::error::{Error, Kind, Result};
 
@@ -47,10 +47,7 @@ pub(super) fn parse(page: Page, format: Format, url: url::Url, mut sink: Sink) -
         Format::Html => html::parse(page, &Base::new(url), &mut sink),
         Format::Json => json::parse(page, &mut sink),
     };
-    match parsed.and_then(|()| sink.finish()) {
-        Ok(()) | Err(Halt::NobodyListens) => Ok(()),
-        Err(Halt::Failed(error)) => Err(error),
-    }
+    sink.finish(parsed)
 }
 
 /// Whether the beginning of an HTML page is that of an index: all three servers say so in the title.
@@ -60,7 +57,7 @@ pub(super) fn looks_like_index(beginning: &[u8]) -> bool {
 }
 
 /// An error about the page itself.
-fn malformed(why: impl Into<String>) -> Error {
+pub(in crate::source) fn malformed(why: impl Into<String>) -> Error {
     Error::new(Kind::Invalid, "list directory").because(why)
 }
 

@@ -22,7 +22,7 @@ pub(in super::super) struct PageFeed {
 
 /// The end that a parser reads. Fails with `UnexpectedEof` if the feed ends before the page.
 #[derive(Debug)]
-pub(in super::super) struct Page {
+pub(in crate::source) struct Page {
     parts: mpsc::Receiver<Part>,
     piece: Bytes,
     is_whole: bool,

@@ -9,9 +9,9 @@ use std::os::unix::ffi::OsStringExt;
 use tokio::sync::mpsc;
 
 use super::malformed;
-use crate::core::attributes::EntryKind;
+use crate::core::attributes::{Attributes, EntryKind};
 use crate::core::path::RelPath;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::source::http::spelling::Spelling;
 use crate::source::{Entry, ListBatch};
 
@@ -22,7 +22,7 @@ const LOGGED_REFUSALS: u64 = 100;
 
 /// Why a listing ends before its page.
 #[derive(Debug)]
-pub(super) enum Halt {
+pub(in crate::source) enum Halt {
     /// The receiver of the batches is gone.
     NobodyListens,
     /// The page is no good.
@@ -31,7 +31,7 @@ pub(super) enum Halt {
 
 impl Halt {
     /// The page did not arrive whole; the task that feeds it knows why.
-    pub(super) fn page(error: io::Error) -> Self {
+    pub(in crate::source) fn page(error: io::Error) -> Self {
         Self::Failed(
             Error::new(Kind::Unreachable, "list directory")
                 .because("the page was cut")
@@ -42,7 +42,7 @@ impl Halt {
 
 /// Takes names and sends batches. Blocks while nobody receives.
 #[derive(Debug)]
-pub(in super::super) struct Sink {
+pub(in crate::source) struct Sink {
     directory: RelPath,
     batches: mpsc::Sender<ListBatch>,
     batch: ListBatch,
@@ -54,7 +54,7 @@ pub(in super::super) struct Sink {
 
 impl Sink {
     /// A sink for the names of `directory`, written in `spelling`; there may be `max_entries`.
-    pub(in super::super) fn new(
+    pub(in crate::source) fn new(
         directory: RelPath,
         batches: mpsc::Sender<ListBatch>,
         spelling: Spelling,
@@ -73,6 +73,16 @@ impl Sink {
 
     /// Passes on `name`, unless it was there before or cannot be used.
     pub(super) fn offer(&mut self, name: Vec<u8>, kind: EntryKind) -> Result<(), Halt> {
+        self.offer_with(name, kind, None)
+    }
+
+    /// As [`Sink::offer`], with what the page tells of it.
+    pub(in crate::source) fn offer_with(
+        &mut self,
+        name: Vec<u8>,
+        kind: EntryKind,
+        attributes: Option<Attributes>,
+    ) -> Result<(), Halt> {
         let name = OsString::from_vec(self.spelling.name(name));
         if let Err(refusal) = RelPath::check_name(&name) {
             self.refuse(&refusal);
@@ -86,12 +96,13 @@ impl Sink {
                 ))));
             }
             self.names.insert(name.clone());
-            self.batch.entries.push(Entry { name, kind, attributes: None });
+            self.batch.entries.push(Entry { name, kind, attributes });
         }
         if self.batch.entries.len() >= BATCH { self.send() } else { Ok(()) }
     }
 
-    fn refuse(&mut self, refusal: &Error) {
+    /// Counts a name that cannot be used.
+    pub(in crate::source) fn refuse(&mut self, refusal: &Error) {
         self.refused += 1;
         self.batch.refused += 1;
         if self.refused <= LOGGED_REFUSALS {
@@ -105,11 +116,16 @@ impl Sink {
             .map_err(|_closed| Halt::NobodyListens)
     }
 
-    /// Sends what is left.
-    pub(super) fn finish(&mut self) -> Result<(), Halt> {
-        if self.batch.entries.is_empty() && self.batch.refused == 0 {
-            return Ok(());
+    /// Sends what is left of a page that was `parsed`.
+    ///
+    /// # Errors
+    /// Why the page is no good.
+    pub(in crate::source) fn finish(mut self, parsed: Result<(), Halt>) -> Result<()> {
+        let is_empty = self.batch.entries.is_empty() && self.batch.refused == 0;
+        let sent = parsed.and_then(|()| if is_empty { Ok(()) } else { self.send() });
+        match sent {
+            Ok(()) | Err(Halt::NobodyListens) => Ok(()),
+            Err(Halt::Failed(error)) => Err(error),
         }
-        self.send()
     }
 }
