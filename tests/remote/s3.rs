@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::clouds::is_kept_out;
 use crate::common::pattern;
 use crate::common::s3::put;
 use crate::common::scripted::{Scripted, answer};
@@ -103,7 +104,7 @@ fn a_checksum_of_the_bucket_is_the_proof() {
     let Some(env) = environment() else { return };
     let Some(server) = Server::start("moto") else { return };
     put(server.port, "/bucket", "", b"");
-    // The check value of CRC-32C, and a wrong one, which moto believes.
+    // The check value of CRC-32C, and later a wrong one, which moto believes.
     let algorithm = "x-amz-sdk-checksum-algorithm: CRC32C\r\nx-amz-checksum-crc32c:";
     put(server.port, "/bucket/right", &format!("{algorithm} 4waSgw==\r\n"), b"123456789");
     put(server.port, "/bucket/none", "", b"123456789");
@@ -115,6 +116,8 @@ fn a_checksum_of_the_bucket_is_the_proof() {
     let receipt = find(&copied.join(".lazycopy"), "receipt");
     println!("{status:?}\n{receipt}");
     assert!(receipt.contains("crc32c"), "{receipt}");
+    put(server.port, "/bucket/wrong", &format!("{algorithm} AAAAAA==\r\n"), b"123456789");
+    is_kept_out(&env, "s3://bucket", &options, "crc32c");
 }
 
 /// The text of the file below `directory` whose name begins with `name`.

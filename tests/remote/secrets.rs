@@ -1,7 +1,10 @@
 //! Secrets are planted everywhere they can come from, and looked for everywhere they could have gone.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::clouds::put_google;
 use crate::common::nginx::Nginx;
@@ -77,7 +80,8 @@ pub(crate) fn nothing_leaks(env: &Env, source: &str, options: &[&str], variables
     mounted.unmount();
     // An error about the same source.
     let refused = [&["mount", source, "/nonexistent/place"], options].concat();
-    said.push(format!("{:?}", env.run(refused)));
+    let mut command = env.command(refused);
+    said.push(format!("{:?}", command.envs(variables.iter().copied()).output().unwrap()));
     assert!(fs::metadata(&log).unwrap().len() > 0);
     let planted = env.path("planted");
     assert!(!planted.exists() || !leaks(&planted).is_empty(), "what is planted is found");
@@ -268,6 +272,36 @@ fn a_connection_string_is_nowhere() {
         let key = request.header("authorization").is_some_and(|by| by.starts_with("SharedKey me:"));
         key || request.target.contains("sig=hunter2")
     };
+    assert!(requests.iter().all(is_signed), "{requests:?}");
+}
+
+#[test]
+fn a_service_principal_of_azure_is_nowhere_and_asks_for_one_token() {
+    let Some(env) = Env::new() else { return };
+    let (server, endpoint) = container();
+    planted(&env, "secret", "hunter2");
+    let authority = Scripted::start(|_, connection| {
+        let token = r#"{"access_token":"hunter2token","expires_in":3599,"token_type":"Bearer"}"#;
+        connection.write_all(answer("200 OK", "", token).as_bytes())?;
+        connection.shutdown(Shutdown::Write)?;
+        // What was sent has to be taken, or the answer is lost with it.
+        connection.set_read_timeout(Some(Duration::from_secs(10)))?;
+        connection.read_to_end(&mut Vec::new()).map(drop)
+    });
+    let variables = [
+        ("AZURE_AUTHORITY_HOST", authority.url("").as_str()),
+        ("AZURE_TENANT_ID", "tenant"),
+        ("AZURE_CLIENT_ID", "client"),
+        ("AZURE_CLIENT_SECRET", "hunter2"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()));
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let options = ["-S", &endpoint, "-S", "account=me"];
+    nothing_leaks(&env, "az://container", &options, &variables);
+    assert_eq!(authority.requests().len(), 1);
+    let requests = server.requests();
+    let is_signed =
+        |request: &Request| request.header("authorization") == Some("Bearer hunter2token");
     assert!(requests.iter().all(is_signed), "{requests:?}");
 }
 

@@ -127,6 +127,7 @@ impl Object {
 
 /// One thing of a page.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most of a page are objects")]
 pub(in crate::source) enum Item {
     Object(Object),
     /// Keys that go on after this one, which ends in the delimiter.
