@@ -1,7 +1,7 @@
 //! A container, or what is below a prefix of its names, of Azure's blob storage.
 //!
 //! Listings tell size, time, entity tag and MD5; range requests name the entity tag they want, and the version where the account keeps them.
-//! Keys become paths as [`super::bucket`] has it.
+//! Keys become paths as `bucket` has it.
 
 mod client;
 mod credentials;

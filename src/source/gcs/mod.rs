@@ -1,7 +1,7 @@
 //! A bucket, or what is below a prefix of its names, of Google Cloud Storage: its JSON API.
 //!
 //! Listings tell everything: size, time, generation, checksums. A generation is a version of an object's bytes, so a fingerprint is one, as
-//! a weak entity tag (the server's own tags change with metadata too), and ranges are asked for by it. Keys become paths as [`super::bucket`]
+//! a weak entity tag (the server's own tags change with metadata too), and ranges are asked for by it. Keys become paths as `bucket`
 //! has it.
 
 mod client;

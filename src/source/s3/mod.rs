@@ -1,7 +1,7 @@
 //! A bucket, or what is below a prefix of its keys, of S3 or a server that speaks its language.
 //!
 //! Listings tell size, time and entity tag; checksums and versions come with HEAD; range requests name the entity tag they want, and the
-//! version where one is known. Requests are signed with what the AWS tools would use. Keys become paths as [`super::bucket`] has it.
+//! version where one is known. Requests are signed with what the AWS tools would use. Keys become paths as `bucket` has it.
 
 mod client;
 mod credentials;

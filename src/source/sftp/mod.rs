@@ -1,10 +1,10 @@
 //! `sftp://`: a directory or file of a server that people reach by ssh.
 //!
-//! The way there is the system's own `ssh` ([`ssh`]); on it SFTP version 3 is spoken by our own reader of it ([`packet`]). The crates that
+//! The way there is the system's own `ssh` ([`ssh`]); on it SFTP version 3 is spoken by our own reader of it (`packet`). The crates that
 //! there are take names (and handles, which are bytes too) for UTF-8, believe the lengths that a server tells, or end the session when
 //! somebody gives up waiting; what a reader needs of the protocol is small.
 //!
-//! Version 3 tells times in whole seconds and no inodes, so a version is size and modification time; see [`reading`] for how it is kept.
+//! Version 3 tells times in whole seconds and no inodes, so a version is size and modification time; see `reading` for how it is kept.
 //! What is special (sockets, devices, FIFOs) is listed and never opened.
 
 mod attributes;

@@ -1,7 +1,7 @@
 //! The system's own `ssh` as the way to a server: keys, agent, known hosts, aliases, jump hosts and certificates work as their users have
 //! them, and no secret is ever in this process.
 //!
-//! It is a child with three pipes, which ends when they close: with its [`Session`], and with this process however that ends. It has no
+//! It is a child with three pipes, which ends when they close: with its `Session`, and with this process however that ends. It has no
 //! terminal, stands in no directory that could be a mountpoint, and asks nobody anything.
 
 use std::convert::Infallible;
