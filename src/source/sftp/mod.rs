@@ -72,7 +72,7 @@ impl SftpSource {
     /// Connects, and finds out whether there is one file or a tree.
     ///
     /// # Errors
-    /// As [`Target::connect`]; `NotFound`, `Denied`; `Invalid` if it is neither a directory nor a regular file.
+    /// As `Target::connect`; `NotFound`, `Denied`; `Invalid` if it is neither a directory nor a regular file.
     pub async fn open(remote: Remote) -> Result<Self> {
         let place = Place::parse(&remote.url)?;
         let display_name = place.display_name().to_owned();
