@@ -1,4 +1,4 @@
-"""The shapes of scripts/bench.py on other origins than HTTP: a bucket of S3 (s3s-fs) and a tree behind SFTP (OpenSSH), each behind
+"""The shapes of scripts/bench.py on other origins than HTTP: a bucket of S3 (moto) and a tree behind SFTP (OpenSSH), each behind
 scripts/pace.py, beside rclone mount and s3fs or sshfs.
 
 What a reader waits for is inside the clock, the start of the mount is not. Every run has a new process, mount and cache; what was
@@ -9,11 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from functools import partial
 
-from bench_mounts import Mount, run, wait_until
+from bench_mounts import DEADLINE_S, FAILURES, Mount, run, wait_until
 
 REMOTE_SHAPES = {
     "s3": "a bucket behind 20 ms and 60 MB/s per connection: first byte, tail, random 4 KiB, whole file, 4 files at once, tar of small files",
@@ -36,7 +35,8 @@ class Paced:
         os.makedirs(os.path.join(self.base, "data", "bench"))
         started = subprocess.run([os.path.join(HERE, "servers.sh"), "start", self.name, self.base],
                                  check=True, capture_output=True, text=True, timeout=60)
-        port = started.stdout.strip().rsplit(":", 1)[1]
+        self.address = started.stdout.strip()
+        port = self.address.rsplit(":", 1)[1]
         self.proxy = subprocess.Popen(
             [sys.executable, "-B", os.path.join(HERE, "pace.py"), port, "--delay", str(DELAY_MS), "--rate", str(RATE_MB)],
             stdout=subprocess.PIPE, text=True)
@@ -52,6 +52,16 @@ class Paced:
     @property
     def files(self):
         return os.path.join(self.base, "data", "bench")
+
+    def fill(self):
+        """Puts our files into the bucket; behind SFTP they are there already."""
+        if self.name != "moto":
+            return
+        bucket = f"{self.address}/bench"
+        run(["curl", "-sSf", "-o", "/dev/null", "-X", "PUT", bucket], "making a bucket")
+        words = [word for place, _, names in os.walk(self.files) for name in names for word in
+                 ("-T", os.path.join(place, name), f"{bucket}/{os.path.relpath(os.path.join(place, name), self.files)}", "-o", "/dev/null")]
+        run(["curl", "-sSf", *words], "filling a bucket")
 
 
 class RemoteMount(Mount):
@@ -121,7 +131,7 @@ def sftp_commands(bench, server, mount):
 
 
 RCLONE = ["--config", "/dev/null", "--read-only", "--vfs-cache-mode", "full", "--cache-dir"]
-ORIGINS = {"s3": ("s3s-fs", ["s3fs", "rclone", "ours"], s3_commands), "sftp": ("sshd", ["sshfs", "rclone", "ours"], sftp_commands)}
+ORIGINS = {"s3": ("moto", ["s3fs", "rclone", "ours"], s3_commands), "sftp": ("sshd", ["sshfs", "rclone", "ours"], sftp_commands)}
 
 
 class Remotes:
@@ -139,12 +149,13 @@ class Remotes:
         try:
             with Paced(name, base) as server:
                 small = self.make_remote_tree(server.files)
+                server.fill()
                 for tool in tools:
                     if tool in self.tools or (tool not in ("ours", "rclone") and shutil.which(tool)):
                         self.measure_remote(shape, tool, partial(RemoteMount, self, server, commands, tool), server.files, small)
                     else:
                         print(f"  {shape:<11}{tool:<12}left out: not installed, or not wanted", flush=True)
-        except (OSError, subprocess.SubprocessError) as error:
+        except FAILURES as error:
             self.failed(shape, error)
         finally:
             shutil.rmtree(base, ignore_errors=True)
@@ -205,18 +216,18 @@ class Remotes:
         total = sum(os.path.getsize(os.path.join(files, name)) for name in names)
         started = time.perf_counter()
         readers = [subprocess.Popen(["cmp", mount.file(name), os.path.join(files, name)]) for name in names]
-        if any([reader.wait() for reader in readers]):
+        if any([reader.wait(DEADLINE_S) for reader in readers]):
             raise OSError("wrong bytes")
         return total / (time.perf_counter() - started) / 1e6
 
     def tar_once(self, mount, _files, count):
         started = time.perf_counter()
-        with open(os.devnull, "wb") as sink, tarfile.open(fileobj=sink, mode="w|") as archive:
-            archive.add(mount.file("small"))
-            found = len(archive.getmembers()) - 1
-        if found != count:
+        # To a pipe: to /dev/null tar reads nothing.
+        run(["bash", "-c", 'tar cf - -C "$1" small | wc -c', "tar", mount.path], "tar")
+        elapsed = time.perf_counter() - started
+        if (found := len(os.listdir(mount.file("small")))) != count:
             raise OSError(f"{found} of {count} small files")
-        return time.perf_counter() - started
+        return elapsed
 
     def compare(self, files, name, offset, data, length):
         with open(os.path.join(files, name), "rb") as file:
