@@ -60,7 +60,7 @@ fmt: ## format the code
 	$(CARGO) fmt
 
 .PHONY: bench
-bench: ## measure beside curl, aria2 and rclone on a paced origin (up to 10 minutes; BENCH_ARGS="--quick")
+bench: ## measure beside curl, aria2, rclone, rsync, s3fs, sshfs (an hour; BENCH_ARGS="--quick" some minutes)
 	@scripts/setup.sh --bench
 	@scripts/bench.sh $(BENCH_ARGS)
 

@@ -4,7 +4,7 @@
 #
 #   scripts/bench.sh [--quick] [--only SHAPE] [--tools ours,curl,aria2,rclone] [--runs N] [--json FILE]
 #
-#   --quick        1 run on smaller files (about a minute; full: up to 10 minutes)
+#   --quick        1 run on smaller files (some minutes; full: about an hour)
 #   --only SHAPE   request, first, lookup, tail, random, sequential, parallel, small, reopen, verify, published, copy, copyhttp, delta, s3 or sftp; may be given several times
 #   --tools LIST   only these; default: all that are installed
 #   --runs N       runs per number (default 5; the median is shown with min and max)

@@ -14,7 +14,7 @@
 //! | [`control`] | 3 | the control socket (HTTP + JSON), its client and registry | engine, core |
 //! | [`engine`] | 2 | the lazy file system with no FUSE in it | store, source, core |
 //! | [`store`] | 1 | the destination's disk: backing files, catalog, publish, recovery, proof, receipt, eviction, probe, lock | core |
-//! | [`source`] | 1 | where bytes come from: local directories, HTTP, S3, WebDAV, SFTP, manifests; one that is away is opened when it is back | core |
+//! | [`source`] | 1 | where bytes come from: local directories, HTTP, S3, Google Cloud Storage, Azure, WebDAV, SFTP, manifests; one that is away is opened when it is back | core |
 //! | [`core`] | 0 | pure state machines: ranges, block map, claims, permits, limits, filters, lanes, planning | sync |
 //! | [`sync`] | | the only door to locks, atomics and completion signals; loom is swapped in here | |
 //! | [`error`] | | one error type, a closed set of kinds | |
@@ -42,7 +42,7 @@
 //! # A copy without a mount
 //! `lazycopy copy` ([`daemon::copy`]) runs the same engine with nobody reading. A tree on this machine is copied by plain threads
 //! ([`engine::bulk`]): scanners compare directories with catalog and DIR, carriers bring bytes over and prove them, one publisher takes
-//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, and every remote source, goes file by file as above;
+//! steps of one sync and one commit each ([`store::bulk`]). What is out of the ordinary, very large files and every remote source go file by file as above;
 //! a later pass over a remote source lists everything first ([`engine::bulk::remote`]).
 
 #[cfg(not(lazycopy_loom))]
