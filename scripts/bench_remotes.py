@@ -108,7 +108,8 @@ def s3_commands(bench, server, mount):
     return {
         "ours": ([bench.lazycopy, "mount", "s3://bench", mount.path, "--dest", mount.store, "-S", f"endpoint={endpoint}"], keys, False),
         "rclone": (["rclone", "mount", f":s3,provider=Other,env_auth=true,endpoint='{endpoint}':bench", mount.path, *RCLONE, mount.store],
-                   keys, True),
+                   # It starts with no bundle of certificates.
+                   {**keys, "AWS_CA_BUNDLE": ""}, True),
         "s3fs": (["s3fs", "bench", mount.path, "-f", "-o", f"passwd_file={password},url={endpoint},use_path_request_style,ro",
                   "-o", f"use_cache={mount.store}"], {}, True),
     }
