@@ -26,6 +26,24 @@ fn a_copy_is_the_source_in_everything() {
 }
 
 #[test]
+fn a_very_large_file_has_all_its_names() {
+    let env = Env::new();
+    for directory in ["a", "b"] {
+        fs::create_dir(env.source().join(directory)).unwrap();
+    }
+    let large = env.source().join("a/large");
+    fs::File::create(&large).unwrap().set_len((1 << 30) + 1).unwrap();
+    fs::hard_link(&large, env.source().join("a/again")).unwrap();
+    fs::hard_link(&large, env.source().join("b/elsewhere")).unwrap();
+    let first = env.copied(&[]);
+    assert_eq!((first.count("/files/copied"), first.count("/files/failed")), (1, 0));
+    // And again: nothing is new, and a name that went missing comes back.
+    assert_eq!(env.copied(&[]).count("/files/copied"), 0);
+    fs::remove_file(env.dir().join("a/again")).unwrap();
+    env.copied(&[]);
+}
+
+#[test]
 fn paranoid_copies_read_back_from_the_disk() {
     let env = Env::new();
     make_mixed(&env.source());

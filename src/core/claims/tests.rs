@@ -77,7 +77,6 @@ fn dropping_a_lease_wakes_every_waiter() {
     assert!(!pending(claims.claim(want, Priority::Demand, BIG, &ids, now)).0.is_empty());
 }
 
-// L17: one reader's failure poisoned the chunk for all, for ever.
 // A chunk ended early before its copier began to wait, and the one that still ran told nobody of the gap.
 #[test]
 fn nobody_waits_for_what_nobody_fetches() {
@@ -101,6 +100,7 @@ fn nobody_waits_for_what_nobody_fetches() {
     assert!(claims.wait_while_running(all).is_none(), "all is here");
 }
 
+// L17: one reader's failure poisoned the chunk for all, for ever.
 #[test]
 fn a_failure_is_remembered_until_its_time_and_forgotten_when_a_byte_arrives() {
     let (claims, ids, now) = file(4 * BLOCK_SIZE);

@@ -153,6 +153,7 @@ impl Bulk {
     pub(super) fn mirror(&self, publisher: &mut Publisher<'_>, plan: &mut Plan) -> Result<()> {
         if !self.is_over() {
             let links = std::mem::take(&mut plan.links);
+            let links = leave_links(links, &mut plan.left);
             self.make_links(publisher, links)?;
         }
         let gone = std::mem::take(&mut plan.gone);
@@ -275,4 +276,13 @@ impl Bulk {
         let (path, kind) = (path.clone(), EntryKind::Directory);
         Ok(Some(OtherRecord { path, kind, link_of: None, losses, placed: None }))
     }
+}
+
+/// The links whose first name is here; those of a file that is left to the engine are left with it.
+fn leave_links(links: Vec<LinkJob>, left: &mut Vec<RelPath>) -> Vec<LinkJob> {
+    let firsts: BTreeSet<RelPath> = left.iter().cloned().collect();
+    let (leave, make): (Vec<_>, Vec<_>) =
+        links.into_iter().partition(|link| firsts.contains(&link.first));
+    left.extend(leave.into_iter().map(|link| link.path));
+    make
 }

@@ -1,10 +1,12 @@
 //! The machine, as the chains of credentials need it: environment, files, commands, services that give out credentials.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqsign_core::{CommandExecute, CommandOutput, Context, FileRead, HttpSend, OsEnv};
 use reqwest::Client as Pool;
+use tokio::time::timeout;
 
 use crate::error::Result;
 use crate::source::http::client::{build, pool};
@@ -12,6 +14,8 @@ use crate::source::http::client::{build, pool};
 /// For one answer of a service that gives out credentials. Where there is none (IMDS outside of EC2) nobody may answer at all.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a command that gives out credentials; some of them wait for a person at another machine.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// # Errors
 /// `Io` if TLS cannot be set up.
@@ -48,10 +52,11 @@ impl CommandExecute for Commands {
         program: &str,
         args: &[&str],
     ) -> reqsign_core::Result<CommandOutput> {
-        let mut command = std::process::Command::new(program);
-        command.args(args).stdin(std::process::Stdio::null());
-        let run = tokio::task::spawn_blocking(move || command.output());
-        let output = run.await.map_err(failed)?.map_err(failed)?;
+        let mut command = tokio::process::Command::new(program);
+        command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+        let ended = timeout(COMMAND_TIMEOUT, command.output()).await;
+        let late = |_| failed(format!("{program} did not end within {COMMAND_TIMEOUT:?}"));
+        let output = ended.map_err(late)?.map_err(failed)?;
         Ok(CommandOutput {
             status: output.status.code().unwrap_or(-1),
             stdout: output.stdout,
