@@ -71,6 +71,29 @@ async fn check_odd_tree(source: &dyn Source) {
     assert_eq!(source.stat(&rel("nothing")).await.unwrap_err().kind(), Kind::NotFound);
     assert_eq!(source.stat(&RelPath::root()).await.unwrap().kind, EntryKind::Directory);
     check_ranges(source, "large", &pattern(1_000_000)).await;
+    check_first_looks(source).await;
+}
+
+/// A first look is a stat and a read, or nothing.
+async fn check_first_looks(source: &dyn Source) {
+    let large = pattern(1_000_000);
+    for (most, name, content) in [
+        (1 << 20, "large", &large[..]),
+        (1_000_000, "large", &large[..]),
+        (131_072, "large", &large[..131_072]),
+        (1 << 20, "sub dir/inner", &b"inner"[..]),
+    ] {
+        let Some(look) = source.first_look(&rel(name), most).await.unwrap() else { continue };
+        let stat = source.stat(&rel(name)).await.unwrap();
+        assert_eq!(look.attributes.fingerprint, stat.fingerprint);
+        assert_eq!(look.attributes.modified, stat.modified);
+        assert_eq!(look.range, ByteRange::new(0, content.len() as u64));
+        let pieces: Vec<_> = futures_util::TryStreamExt::try_collect(look.bytes).await.unwrap();
+        assert!(pieces.concat() == content);
+    }
+    for name in ["empty", "sub dir", "nothing"] {
+        assert!(source.first_look(&rel(name), 1 << 20).await.unwrap().is_none(), "{name}");
+    }
 }
 
 async fn check_ranges(source: &dyn Source, path: &str, content: &[u8]) {
@@ -94,6 +117,7 @@ async fn an_nginx_tree_is_read_name_by_name() {
     check_odd_tree(&source).await;
     let file = source.stat(&rel("plain")).await.unwrap();
     assert!(matches!(file.fingerprint.validator, Validator::ETag(_)));
+    assert!(source.first_look(&rel("plain"), 1).await.unwrap().is_some());
     let modified = fs::metadata(tree.path().join("plain")).unwrap().modified().unwrap();
     let seconds = modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     assert_eq!(file.modified.unwrap().seconds, i64::try_from(seconds).unwrap());

@@ -69,16 +69,22 @@ impl Pace {
 
     /// Chunks long enough that the round trip costs about a fifth of their time, and a window that keeps every connection busy.
     pub fn reach(&self) -> Reach {
+        let wanted = self.trip_bytes().saturating_mul(4);
+        let chunk = wanted.clamp(1 << 20, 16 << 20).next_power_of_two().min(16 << 20);
+        let window = (chunk * self.connections).clamp(16 << 20, 128 << 20);
+        Reach { window, chunk }
+    }
+
+    /// Bytes that one connection brings in the time of a round trip; zero before the first measurement.
+    pub fn trip_bytes(&self) -> u64 {
         let Measured { round_trip_s, bytes_per_s } = *self.state.lock();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "clamped to megabytes right after; a float cast saturates"
+            reason = "not negative; a float cast saturates"
         )]
-        let wanted = (round_trip_s * bytes_per_s * 4.0) as u64;
-        let chunk = wanted.clamp(1 << 20, 16 << 20).next_power_of_two().min(16 << 20);
-        let window = (chunk * self.connections).clamp(16 << 20, 128 << 20);
-        Reach { window, chunk }
+        let bytes = (round_trip_s * bytes_per_s) as u64;
+        bytes
     }
 
     /// The measured round trip; zero before the first measurement.

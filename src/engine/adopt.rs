@@ -41,6 +41,11 @@ impl Candidates {
         self.waiting.insert(path, existing);
     }
 
+    /// Whether a file lies at `path` that may have the right bytes.
+    pub(super) fn has(&self, path: &RelPath) -> bool {
+        self.waiting.get(path).is_some()
+    }
+
     /// The inode that a published file may replace at `path`, if the user asked for that.
     pub(crate) fn to_overwrite(&self, path: &RelPath) -> Option<Identity> {
         self.overwrite.get(path)

@@ -10,7 +10,7 @@ use crate::core::priority::Priority;
 use crate::core::retry::RetryPolicy;
 use crate::engine::cache::FULL;
 use crate::engine::events::{Attempts, ChunkStep};
-use crate::engine::fetch::Means;
+use crate::engine::fetch::{Asked, Means};
 use crate::engine::file::LazyFile;
 use crate::engine::limits::Ration;
 use crate::engine::{Engine, jitter};
@@ -37,6 +37,7 @@ impl Engine {
         mut lease: Lease,
         permit: Option<Permit>,
         ration: Ration,
+        asked: Option<Asked>,
     ) {
         let chunk = Arc::clone(lease.chunk());
         let entry = (Arc::clone(&chunk), Arc::clone(&file));
@@ -46,7 +47,7 @@ impl Engine {
         let (mut part, mut attempts) = (None, Attempts::begin());
         let result = match self.limits.admit() {
             Ok(pass) => {
-                let mut means = Means { permit, ration, pass, hasher: None };
+                let mut means = Means { permit, ration, pass, asked, hasher: None };
                 let fetched = self.fetch_with_retries(
                     &file,
                     &mut lease,
@@ -161,7 +162,7 @@ impl Engine {
             };
             let began = Instant::now();
             let attempt = async {
-                let asked = self.fetcher.ask(file, lease).await?;
+                let asked = self.fetcher.ask(file, lease, means.asked.take()).await?;
                 // Only for a source that answers: one that does not takes nobody's place.
                 self.make_room(file, &backing, lease).await?;
                 self.fetcher.receive(file, &backing, lease, means, reserved, asked).await

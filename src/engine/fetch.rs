@@ -60,19 +60,31 @@ pub(crate) struct Slot {
 }
 
 /// What one chunk is fetched with.
-#[derive(Debug)]
 pub(super) struct Means {
     pub(super) permit: Option<Permit>,
     pub(super) ration: Ration,
     pub(super) pass: Pass,
+    /// What the first attempt need not ask for any more.
+    pub(super) asked: Option<Asked>,
     pub(super) hasher: Option<ChunkHasher>,
 }
 
 /// A request under way.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     range: ByteRange,
     begun: Instant,
     stream: ByteStream,
+}
+
+impl Asked {
+    /// A request for `range` that began at `begun`, and is answered.
+    pub(super) fn new(range: ByteRange, begun: Instant, stream: ByteStream) -> Self {
+        Self { range, begun, stream }
+    }
+
+    pub(super) fn range(&self) -> ByteRange {
+        self.range
+    }
 }
 
 /// What was gathered from a stream, and why gathering ended.
@@ -114,6 +126,11 @@ impl Fetcher {
         self.pace.reach()
     }
 
+    /// Bytes that one connection brings in the time of a round trip; zero before the first measurement.
+    pub(super) fn trip_bytes(&self) -> u64 {
+        self.pace.trip_bytes()
+    }
+
     /// The chunks that run, with their files.
     pub fn active(&self) -> Vec<(Arc<Chunk>, Arc<LazyFile>)> {
         self.active.values()
@@ -134,13 +151,21 @@ impl Fetcher {
         }
     }
 
-    /// Asks once for what remains of the lease.
-    pub(super) async fn ask(&self, file: &LazyFile, lease: &Lease) -> Result<Asked> {
+    /// Asks once for what remains of the lease, unless that is what was `asked` for already.
+    pub(super) async fn ask(
+        &self,
+        file: &LazyFile,
+        lease: &Lease,
+        asked: Option<Asked>,
+    ) -> Result<Asked> {
         let range = lease.remaining();
+        if let Some(asked) = asked.filter(|asked| asked.range == range) {
+            return Ok(asked);
+        }
         let begun = Instant::now();
         let asked = self.source.read(&file.path, range, file.fingerprint());
         let stream = self.moving(asked, lease).await??;
-        Ok(Asked { range, begun, stream })
+        Ok(Asked::new(range, begun, stream))
     }
 
     /// Lands what comes, and takes no more than may come.
@@ -159,6 +184,9 @@ impl Fetcher {
             let gathered = self.gather(&mut stream, lease).await;
             let waited = *first_byte.get_or_insert_with(|| begun.elapsed());
             let bytes = gathered.bytes as u64;
+            if bytes == lease.remaining().len() {
+                means.permit = None; // nothing more travels: the next request need not wait for the disk
+            }
             reserved.came(bytes);
             self.land(file, backing, lease, &mut means.hasher, gathered.pieces, gathered.bytes)
                 .await?;
@@ -218,6 +246,8 @@ impl Fetcher {
     /// Takes what is ready, up to a write's worth; waits for a first piece, and a moment for more unless somebody waits for what is here.
     async fn gather(&self, stream: &mut ByteStream, lease: &Lease) -> Gathered {
         let mut gathered = Gathered { pieces: Vec::new(), bytes: 0, end: None };
+        // Who copies the file waits as well, but for all of it.
+        let is_urgent = || lease.is_awaited() && lease.chunk().priority() != Priority::Hydration;
         while gathered.bytes < WRITE_BYTES && gathered.end.is_none() {
             let next = match stream.next().now_or_never() {
                 Some(ready) => ready,
@@ -225,7 +255,7 @@ impl Fetcher {
                     Ok(next) => next,
                     Err(stalled) => Some(Err(stalled)),
                 },
-                None if lease.is_awaited() => break,
+                None if is_urgent() => break,
                 None => match tokio::time::timeout(GATHER, stream.next()).await {
                     Ok(next) => next,
                     Err(_nothing_more) => break,
@@ -301,7 +331,22 @@ impl Engine {
         self.runtime.spawn(async move {
             let permit = engine.fetcher.permit(priority).await;
             let ration = engine.limits.at_once();
-            engine.run_chunk(file, lease, permit, ration).await;
+            engine.run_chunk(file, lease, permit, ration, None).await;
+        });
+    }
+
+    /// Fetches a claimed chunk, with the right to it in hand, in a task of its own.
+    pub(super) fn start_chunk(
+        self: &Arc<Self>,
+        file: &Arc<LazyFile>,
+        lease: Lease,
+        slot: Slot,
+        asked: Option<Asked>,
+    ) {
+        let Slot { permit, ration } = slot;
+        let (engine, file) = (Arc::clone(self), Arc::clone(file));
+        self.runtime.spawn(async move {
+            engine.run_chunk(file, lease, Some(permit), ration, asked).await;
         });
     }
 
@@ -338,17 +383,14 @@ impl Engine {
         priority: Priority,
         slot: Slot,
     ) -> Option<ByteRange> {
-        let Slot { permit, mut ration } = slot;
-        let chunk_bytes = self.reach().chunk.min(ration.most());
+        let mut slot = slot;
+        let chunk_bytes = self.reach().chunk.min(slot.ration.most());
         let now = Instant::now();
         match file.claims.lead(range, priority, chunk_bytes, &self.fetcher.ids, now) {
             Lead::Lease(lease) => {
                 let led = lease.chunk().range;
-                ration.cut(led.len());
-                let (engine, file) = (Arc::clone(self), Arc::clone(file));
-                self.runtime.spawn(async move {
-                    engine.run_chunk(file, lease, Some(permit), ration).await;
-                });
+                slot.ration.cut(led.len());
+                self.start_chunk(file, lease, slot, None);
                 Some(led)
             }
             Lead::Running | Lead::Failed(_) | Lead::Covered => None,

@@ -1,5 +1,6 @@
 //! One version of one regular file.
 
+use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -297,16 +298,17 @@ impl LazyFile {
     ) -> Result<()> {
         let layout = self.layout.load_full();
         let data = layout.as_deref().and_then(|layout| layout.data.as_deref());
+        if data.is_none() {
+            let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+            backing.write_slices_at(offset, &mut slices)?;
+        }
         for piece in pieces {
             let range = ByteRange::at(offset, piece.len() as u64);
-            match data {
-                None => backing.write_at(offset, piece)?,
-                Some(data) => {
-                    let first = data.partition_point(|run| run.end <= range.start);
-                    for run in data[first..].iter().take_while(|run| run.start < range.end) {
-                        let part = run.intersect(range);
-                        backing.write_at(part.start, &piece[within(part, range.start)])?;
-                    }
+            if let Some(data) = data {
+                let first = data.partition_point(|run| run.end <= range.start);
+                for run in data[first..].iter().take_while(|run| run.start < range.end) {
+                    let part = run.intersect(range);
+                    backing.write_at(part.start, &piece[within(part, range.start)])?;
                 }
             }
             hasher.update(piece, &self.hashes);

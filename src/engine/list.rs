@@ -277,16 +277,18 @@ impl Engine {
         }
         let Body::Directory(known) = &directory.body else { return };
         let Directory { listing, lookups, prefetched_to, .. } = &**known;
-        if lookups.fetch_add(1, Ordering::Relaxed) == 0 {
+        // No more than twice as many as were asked for: names of which somebody waits for the next come first.
+        let window = (lookups.fetch_add(1, Ordering::Relaxed) * 2).min(PREFETCH_SIBLINGS);
+        if window == 0 {
             return;
         }
         let Some(listing) = listing.load_full() else { return };
         let Some(at) = listing.find(name).map(|entry| entry.position) else { return };
-        let until = at + PREFETCH_SIBLINGS;
+        let until = at + window;
         let done = prefetched_to.load(Ordering::Relaxed);
         let from = done.max(at);
         // Half a window left: wait. Relaxed: two who prefetch the same meet in `ask`.
-        if from + PREFETCH_SIBLINGS / 2 > until {
+        if from + window / 2 > until {
             return;
         }
         prefetched_to.fetch_max(until, Ordering::Relaxed);

@@ -67,7 +67,7 @@ impl Engine {
     }
 
     async fn fill(self: Arc<Self>, file: Arc<LazyFile>) {
-        match self.hydrate_file(&file, &mut None).await {
+        match self.hydrate_file(&file, None, &mut None).await {
             Ok(_) => self.stats.errors.succeeded(&file.path),
             Err(error) => {
                 self.stats.errors.failed(&file.path, Some(file.ino), &error);

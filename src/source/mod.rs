@@ -71,6 +71,24 @@ pub struct ListBatch {
 /// bytes that were yielded belong to the version that `expected` named.
 pub type ByteStream = BoxStream<'static, Result<Bytes>>;
 
+/// What a file is, and its first bytes.
+pub struct FirstLook {
+    /// As [`Source::stat`] has them, but without a checksum.
+    pub attributes: Attributes,
+    /// The bytes that come, from the first on; not empty.
+    pub range: ByteRange,
+    /// As of [`Source::read`].
+    pub bytes: ByteStream,
+}
+
+impl std::fmt::Debug for FirstLook {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { attributes, range, bytes: _ } = self;
+        let mut shown = formatter.debug_struct("FirstLook");
+        shown.field("attributes", attributes).field("range", range).finish_non_exhaustive()
+    }
+}
+
 /// What a kind of source can do; decided once when it is opened.
 #[derive(Debug, Clone, Copy)]
 pub struct Traits {
@@ -168,6 +186,15 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         range: ByteRange,
         expected: &Fingerprint,
     ) -> Result<ByteStream>;
+
+    /// [`Source::stat`] and [`Source::read`] of a file's first `most` bytes (all of a smaller one) in one question, of a name of which nothing
+    /// is known. `None` = it has to be asked in the ordinary way: that would cost no more, or it is no file that has bytes.
+    ///
+    /// # Errors
+    /// As [`Source::read`], as far as asking again may help.
+    async fn first_look(&self, _path: &RelPath, _most: u64) -> Result<Option<FirstLook>> {
+        Ok(None)
+    }
 
     /// Whether it is known to be away, so that what it fails to answer says nothing new.
     fn is_away(&self) -> bool {

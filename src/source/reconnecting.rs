@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::{ByteStream, Capacity, ListBatch, Source, Traits};
+use super::{ByteStream, Capacity, FirstLook, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
@@ -165,6 +165,10 @@ impl Source for Reconnecting {
         expected: &Fingerprint,
     ) -> Result<ByteStream> {
         self.real()?.read(path, range, expected).await
+    }
+
+    async fn first_look(&self, path: &RelPath, most: u64) -> Result<Option<FirstLook>> {
+        self.real()?.first_look(path, most).await
     }
 
     fn is_away(&self) -> bool {

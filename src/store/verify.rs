@@ -3,7 +3,8 @@
 //! A block of 128 KiB is a whole subtree: its chaining value, taken as bytes land, can be compared with what is read back from disk, and all
 //! of them together give the root without reading again (the BLAKE3 paper, section 2.1).
 
-use std::os::fd::AsFd;
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use blake3::Hasher;
 use blake3::hazmat::{
@@ -25,8 +26,14 @@ pub type BlockHash = [u8; 32];
 
 pub(super) const BLOCK_BYTES: usize = 128 * 1024;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK_SIZE);
-/// What is read at once: 1 MiB.
-const BATCH_BYTES: u64 = 8 * BLOCK_SIZE;
+/// What is read at once: what a core's own cache has room for.
+const BATCH_LEN: usize = 2 * BLOCK_BYTES;
+const BATCH_BYTES: u64 = 2 * BLOCK_SIZE;
+
+thread_local! {
+    /// Of each thread that reads back: a new one for each file would cost more than reading small files does.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 pub(super) static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
@@ -148,7 +155,7 @@ pub fn first_nonzero(file: &BackingFile, range: ByteRange) -> Result<Option<u64>
     let descriptor = file.descriptor()?;
     let failed = |errno| file.error("read back", errno);
     let mut data = DataCursor::default();
-    let mut buffer = vec![0; 8 * BLOCK_BYTES];
+    let mut buffer = vec![0; BATCH_LEN];
     let mut offset = range.start;
     while offset < range.end {
         let batch = ByteRange::at(offset, BATCH_BYTES).intersect(range);
@@ -189,7 +196,7 @@ pub fn hash_with(
 }
 
 /// Shows every byte to `also`, in order.
-fn hash_and(file: &BackingFile, size: u64, mut also: impl FnMut(&[u8])) -> Result<FileHash> {
+fn hash_and(file: &BackingFile, size: u64, also: impl FnMut(&[u8])) -> Result<FileHash> {
     let descriptor = file.descriptor()?;
     let failed = |errno| file.error("read back", errno);
     let stat = rustix::fs::fstat(&*descriptor).map_err(failed)?;
@@ -201,19 +208,31 @@ fn hash_and(file: &BackingFile, size: u64, mut also: impl FnMut(&[u8])) -> Resul
         // Clean pages only are dropped, so after the sync: what is read then comes from the disk.
         rustix::fs::fadvise(&*descriptor, 0, None, Advice::DontNeed).map_err(failed)?;
     }
+    let blocks = BUFFER.with_borrow_mut(|buffer| {
+        buffer.resize(BATCH_LEN, 0);
+        hash_blocks(descriptor.as_fd(), size, buffer, also)
+    });
+    let blocks = blocks.map_err(failed)?;
+    let whole = blocks.and_then(|blocks| FileHash::of_blocks(blocks, size));
+    whole.ok_or_else(|| wrong_length(file, size))
+}
+
+/// Hashes of all blocks of a file of `size` bytes, read through `buffer`; `None` if it is shorter.
+fn hash_blocks(
+    fd: BorrowedFd<'_>,
+    size: u64,
+    buffer: &mut [u8],
+    mut also: impl FnMut(&[u8]),
+) -> Result<Option<Vec<BlockHash>>, Errno> {
     let mut data = DataCursor::default();
-    let mut buffer = vec![0; usize::try_from(size.min(BATCH_BYTES)).unwrap_or(0)];
     let mut blocks = Vec::with_capacity(usize::try_from(block_count(size)).unwrap_or(0));
     let mut offset = 0;
     while offset < size {
         let batch = ByteRange::at(offset, BATCH_BYTES).clip(size);
-        let is_hole = !data.has_data(&*descriptor, batch).map_err(failed)?;
+        let is_hole = !data.has_data(fd, batch)?;
         let wanted = usize::try_from(batch.len()).unwrap_or(buffer.len());
-        if !is_hole
-            && read_full(descriptor.as_fd(), offset, &mut buffer[..wanted]).map_err(failed)?
-                != wanted
-        {
-            return Err(wrong_length(file, size));
+        if !is_hole && read_full(fd, offset, &mut buffer[..wanted])? != wanted {
+            return Ok(None);
         }
         for (at, index) in batch.blocks().enumerate() {
             let len = usize::try_from(block_range(index, size).len()).unwrap_or(BLOCK_BYTES);
@@ -224,7 +243,7 @@ fn hash_and(file: &BackingFile, size: u64, mut also: impl FnMut(&[u8])) -> Resul
         }
         offset = batch.end;
     }
-    FileHash::of_blocks(blocks, size).ok_or_else(|| wrong_length(file, size))
+    Ok(Some(blocks))
 }
 
 fn wrong_length(file: &BackingFile, size: u64) -> Error {

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use md5::{Digest, Md5};
 
 use crate::origin::{Behaviour, Origin, Page};
-use crate::{Env, exists};
+use crate::{Env, ended, eventually, exists};
 
 const MIB: usize = 1 << 20;
 
@@ -37,6 +37,49 @@ fn copied() -> (Env, Origin) {
 fn verify(env: &Env) {
     let verified = env.command(&["verify", "copy"]).output().unwrap();
     assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stderr));
+}
+
+#[test]
+fn a_first_copy_asks_for_a_file_once_and_looks_once_more_at_the_end() {
+    let (env, origin) = (Env::new(), Origin::start());
+    let files = 60;
+    for number in 0..files {
+        origin.put(&format!("/a/{number}"), Page::of(bytes(number, 300_000)));
+    }
+    origin.put("/a/empty", Page::of(""));
+    origin.put("/large", Page::of(bytes(7, 9 * MIB + 1)));
+    let first = env.copy_from(&origin.url(), &[]).expect(0);
+    assert_eq!(first.count("/files/copied"), u64::from(files) + 2, "{}", first.summary);
+    let (mut once, mut looks) = (0, 0);
+    for number in 0..files {
+        let path = format!("/a/{number}");
+        assert_eq!(fs::read(env.dir().join(&path[1..])).unwrap(), bytes(number, 300_000));
+        assert_eq!(origin.count("GET", &path), 1, "{path}");
+        looks += origin.count("HEAD", &path);
+        once += usize::from(origin.count("HEAD", &path) == 1);
+    }
+    // Until the server has shown that it keeps to ranges it is asked for attributes first, by all who begin at that moment.
+    assert!(once >= usize::from(files) / 3, "{once} of {files} with one look; {looks} looks");
+    assert_eq!(fs::read(env.dir().join("large")).unwrap(), bytes(7, 9 * MIB + 1));
+    assert_eq!(origin.body_bytes(), u64::from(files) * 300_000 + 9 * (1 << 20) + 1);
+    verify(&env);
+}
+
+#[test]
+fn what_changes_after_its_first_bytes_is_copied_in_one_version() {
+    let (env, origin) = (Env::new(), Origin::start());
+    for number in 0..40 {
+        origin.put(&format!("/a/{number}"), Page::of(bytes(number, 1000)));
+    }
+    let page = |word: u8| Page::of(bytes(word, 40 * MIB)).etag(&word.to_string());
+    origin.put("/a/large", page(1).behaves(Behaviour::StallAt(MIB as u64 / 2)));
+    let copy = env.start_from(&origin.url(), &[]);
+    eventually("the file is asked for", || (origin.count("GET", "/a/large") > 0).then_some(()));
+    origin.put("/a/large", page(2));
+    origin.release();
+    ended(copy).expect(0);
+    assert!(fs::read(env.dir().join("a/large")).unwrap() == bytes(2, 40 * MIB));
+    verify(&env);
 }
 
 #[test]

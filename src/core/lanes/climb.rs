@@ -4,22 +4,20 @@ use std::time::Duration;
 
 /// Shortest time over which a number of workers is judged.
 const WINDOW: Duration = Duration::from_millis(500);
-/// Least that has to be done in it: a file more or less must not decide.
-const FILES_LEAST: u64 = 8;
-/// As above, for few large files.
+/// Least that has to be done in it: a request more or less must not decide.
+const REQUESTS_LEAST: u64 = 16;
+/// As above, for few large ones.
 const BYTES_LEAST: u64 = 8 << 20;
 /// A longer window is judged by whatever was done.
 const WINDOW_MOST: Duration = Duration::from_secs(4);
-/// What a file costs besides its bytes, in bytes.
-const FILE_BYTES: u64 = 64 << 10;
+/// What a request costs besides its bytes, in bytes, at least.
+const REQUEST_BYTES_LEAST: u64 = 32 << 10;
 /// More workers have to do so much more.
 const GAIN: f64 = 1.05;
 /// Fewer workers may do so little less.
 const LOSS: f64 = 0.97;
 /// Windows between two trials, once neither more nor fewer paid off.
 const REST: u32 = 8;
-/// Where it begins.
-const FIRST: usize = 16;
 
 /// Finds the number of workers that gets the most done: it doubles while that pays off, then tries a quarter more or less now and then.
 /// Of equals the smaller number wins.
@@ -37,16 +35,25 @@ pub struct Climb {
     /// Trials that failed in a row, and windows of rest since.
     refusals: u32,
     rested: u32,
-    begun: Option<(Duration, u64, u64)>,
+    begun: Option<(Duration, Done)>,
+}
+
+/// What was done since any fixed moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Done {
+    /// Bytes that came.
+    pub bytes: u64,
+    /// Answers, of which each costs a round trip, too.
+    pub requests: u64,
 }
 
 impl Climb {
-    /// Between 1 and `limit >= 1`.
-    pub fn new(limit: usize) -> Self {
+    /// Between 1 and `limit >= 1`, beginning at `first`.
+    pub fn new(first: usize, limit: usize) -> Self {
         let limit = limit.max(1);
         Self {
             limit,
-            best: limit.min(FIRST),
+            best: first.clamp(1, limit),
             best_rate: None,
             trial: None,
             is_doubling: true,
@@ -62,21 +69,21 @@ impl Climb {
         self.trial.unwrap_or(self.best)
     }
 
-    /// Takes in the counts of bytes and files done so far, at `now` (since any fixed moment); to be called while all workers have
-    /// something to do.
-    pub fn sample(&mut self, now: Duration, bytes: u64, files: u64) {
-        let (begun, bytes_then, files_then) = *self.begun.get_or_insert((now, bytes, files));
+    /// Takes in what is done by `now` (since any fixed moment), where a round trip takes as long as `trip_bytes`; to be called while all
+    /// workers have something to do.
+    pub fn sample(&mut self, now: Duration, done: Done, trip_bytes: u64) {
+        let (begun, then) = *self.begun.get_or_insert((now, done));
         let elapsed = now.saturating_sub(begun);
-        let (bytes_done, files_done) =
-            (bytes.saturating_sub(bytes_then), files.saturating_sub(files_then));
-        let is_much = files_done >= FILES_LEAST || bytes_done >= BYTES_LEAST;
+        let bytes = done.bytes.saturating_sub(then.bytes);
+        let requests = done.requests.saturating_sub(then.requests);
+        let is_much = requests >= REQUESTS_LEAST || bytes >= BYTES_LEAST;
         if elapsed < WINDOW || (!is_much && elapsed < WINDOW_MOST) {
             return;
         }
-        self.begun = Some((now, bytes, files));
-        let done = bytes_done.saturating_add(files_done.saturating_mul(FILE_BYTES));
+        self.begun = Some((now, done));
+        let trips = requests.saturating_mul(trip_bytes.max(REQUEST_BYTES_LEAST));
         #[expect(clippy::cast_precision_loss, reason = "a rate is an estimate")]
-        let rate = done as f64 / elapsed.as_secs_f64();
+        let rate = bytes.saturating_add(trips) as f64 / elapsed.as_secs_f64();
         self.judge(rate);
     }
 
@@ -143,9 +150,9 @@ mod tests {
 
     /// Lets it run for so many windows, and says how many workers it had in each of the last half.
     fn run(limit: usize, windows: u64, noise: f64, model: Model) -> Vec<usize> {
-        let mut climb = Climb::new(limit);
+        let mut climb = Climb::new(16, limit);
         let (mut bytes, mut chosen, mut seed) = (0u64, Vec::new(), 1u64);
-        climb.sample(Duration::ZERO, 0, 0);
+        climb.sample(Duration::ZERO, Done::default(), 0);
         for window in 1..=windows {
             #[expect(clippy::cast_precision_loss, reason = "a small number")]
             let workers = climb.workers() as f64;
@@ -156,7 +163,8 @@ mod tests {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive")]
             let done = done as u64;
             bytes += done;
-            climb.sample(WINDOW * u32::try_from(window).unwrap(), bytes, 0);
+            let now = WINDOW * u32::try_from(window).unwrap();
+            climb.sample(now, Done { bytes, requests: 0 }, 0);
             chosen.push(climb.workers());
         }
         chosen.split_off(chosen.len() / 2)
@@ -215,12 +223,32 @@ mod tests {
 
     #[test]
     fn what_is_done_while_workers_are_idle_is_not_judged() {
-        let mut climb = Climb::new(64);
+        let mut climb = Climb::new(16, 64);
         let first = climb.workers();
         for second in 0..100 {
             climb.interrupt();
-            climb.sample(Duration::from_secs(second), second << 30, second);
+            let done = Done { bytes: second << 30, requests: second };
+            climb.sample(Duration::from_secs(second), done, 0);
         }
         assert_eq!(climb.workers(), first);
+    }
+
+    /// One window holds a few large files, the next many small ones: the same number of workers is as busy with either.
+    #[test]
+    fn the_mix_of_sizes_decides_nothing() {
+        const TRIP: u64 = 1 << 20;
+        let mut climb = Climb::new(32, 64);
+        climb.sample(Duration::ZERO, Done::default(), TRIP);
+        let mut done = Done::default();
+        for window in 1..200u32 {
+            // Beyond 32 workers more are of no use; each worker does 25 MiB in a window, round trips included.
+            let work = climb.workers().min(32) as u64 * (25 << 20);
+            let size = if window % 2 == 0 { 4096 } else { 32 << 20 };
+            let requests = work / (size + TRIP);
+            done.requests += requests;
+            done.bytes += requests * size;
+            climb.sample(WINDOW * window, done, TRIP);
+            assert!((24..=64).contains(&climb.workers()), "{} in {window}", climb.workers());
+        }
     }
 }

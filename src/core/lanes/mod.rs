@@ -8,7 +8,7 @@ mod climb;
 
 use std::collections::{BTreeSet, HashMap};
 
-pub use climb::Climb;
+pub use climb::{Climb, Done};
 
 /// How urgent the next entry of a lane is: the lower goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

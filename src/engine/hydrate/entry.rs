@@ -12,6 +12,7 @@ use crate::core::range::ByteRange;
 use crate::engine::changes::changed;
 use crate::engine::file::LazyFile;
 use crate::engine::hydrate::RETRY_PAUSE;
+use crate::engine::hydrate::first_look::UnderWay;
 use crate::engine::limits::is_refused;
 use crate::engine::node::Node;
 use crate::engine::room::LOOK;
@@ -65,7 +66,10 @@ impl Engine {
             if !self.may_look_up(directory, name).await {
                 return Ok(Copied::Cut);
             }
-            let mut node = self.lookup_as(Priority::Hydration, directory.ino, name).await?;
+            let (mut node, under_way) = match self.first_look(directory, name).await {
+                Some((node, under_way)) => (node, Some(under_way)),
+                None => (self.lookup_as(Priority::Hydration, directory.ino, name).await?, None),
+            };
             let path = directory.path().child(name)?;
             if !node.is_confirmed() {
                 // Known from an earlier life only, and looked at while the source was away.
@@ -79,7 +83,7 @@ impl Engine {
                 return self.publish_special(&node, path).await.map(|()| Copied::Whole);
             }
             let file = node.file()?;
-            match self.hydrate_file(file, &mut slot).await {
+            match self.hydrate_file(file, under_way, &mut slot).await {
                 // No fault of the file.
                 Err(error) if error.kind() == Kind::NoSpace && error.is_of_destination() => {
                     self.room.ran_out(&error);
@@ -122,6 +126,7 @@ impl Engine {
     pub(crate) async fn hydrate_file(
         self: &Arc<Self>,
         file: &Arc<LazyFile>,
+        under_way: Option<UnderWay>,
         slot: &mut Option<Slot>,
     ) -> Result<Copied> {
         self.restore(file).await;
@@ -132,8 +137,12 @@ impl Engine {
             return Ok(Copied::Whole);
         }
         // Young files first rest until they are settled: fetched once instead of twice.
+        let under_way = under_way.filter(|_| file.is_settled());
         self.settle(file).await?;
         self.ensure_layout(file).await?;
+        if let Some(under_way) = under_way {
+            self.take_under_way(file, under_way);
+        }
         if self.fetch_all(file).await? == Copied::Cut {
             return Ok(Copied::Cut);
         }
@@ -198,7 +207,7 @@ impl Engine {
     }
 
     /// A right to one request, unless an order ends what waits for it.
-    async fn permit_unless_ending(&self) -> Option<fetch::Slot> {
+    pub(super) async fn permit_unless_ending(&self) -> Option<fetch::Slot> {
         tokio::select! {
             permit = self.background_permit() => permit,
             () = self.switch.until(SwitchState::is_ending) => None,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `run` | workers, spread over the directories that have something to copy |
 //! | `walk`, `content` | directories are listed ahead of them; what each holds for the copy |
-//! | `entry` | one file or other entry |
+//! | `entry`, `first_look` | one file or other entry; one of which nothing is known yet |
 //! | `place` | what is no file: links, special files, the metadata of directories |
 //! | `again` | one more look before the end |
 //! | [`board`] | which worker works where, for status |
@@ -13,6 +13,7 @@ mod again;
 pub mod board;
 mod content;
 mod entry;
+mod first_look;
 mod place;
 mod run;
 mod walk;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::core::lanes::{Climb, Lanes};
+use crate::core::lanes::{Climb, Done, Lanes};
 use crate::engine::Engine;
 use crate::engine::events::Step;
 use crate::engine::hydrate::content::{Directories, Entries};
@@ -91,7 +91,10 @@ impl<'a> Run<'a> {
             workers: JoinSet::new(),
             freed,
             free,
-            climb: Climb::new(settings.max_jobs.unwrap_or(WORKERS_MOST)),
+            climb: Climb::new(
+                engine.source.traits().connections,
+                settings.max_jobs.unwrap_or(WORKERS_MOST),
+            ),
             ahead: 0,
             unrecorded: 0,
             fetched: 0,
@@ -244,8 +247,10 @@ impl<'a> Run<'a> {
         if self.lanes.workers() < self.climb.workers() || !self.engine.switch.is_running() {
             return self.climb.interrupt();
         }
-        let bytes = self.engine.stats.bytes_fetched.get();
-        self.climb.sample(self.engine.started.elapsed(), bytes, self.fetched);
+        let stats = &self.engine.stats;
+        let requests = self.fetched + stats.chunks_done.get(); // a file is asked for before its bytes are
+        let done = Done { bytes: stats.bytes_fetched.get(), requests };
+        self.climb.sample(self.engine.started.elapsed(), done, self.engine.fetcher.trip_bytes());
     }
 
     /// What is to end ends: by itself, unless it is stopped.

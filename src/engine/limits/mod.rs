@@ -244,6 +244,12 @@ impl Limits {
         Ration { limits: Arc::clone(self), bought: 0, most: u64::MAX }
     }
 
+    /// Whether bytes or requests are counted or bought.
+    pub(crate) fn is_metered(&self) -> bool {
+        let LimitSettings { max_fetch, max_requests, .. } = self.settings;
+        self.rate().is_some() || max_fetch.is_some() || max_requests.is_some()
+    }
+
     /// Whether the source is asked for what nobody waits for, as far as it is well.
     pub(crate) fn is_asked(&self) -> bool {
         !self.is_resting() && self.breaker.is_ready(Instant::now())

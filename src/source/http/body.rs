@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use reqwest::Response;
 
-use super::answer::{ContentRange, Version, check_identity, content_length, stale, status_error};
-use super::client::{Answer, range_headers, transport_error};
-use super::origin::Origin;
+use super::answer::{
+    ContentRange, Version, check_identity, content_length, possible_size, stale, status_error,
+};
+use super::client::{Answer, first_bytes_headers, range_headers, transport_error};
+use super::origin::{Origin, file_attributes};
 use super::spool::{Joined, Spool, Spools};
 use crate::core::attributes::Fingerprint;
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
 use crate::error::{Error, Kind, Result};
-use crate::source::ByteStream;
+use crate::source::{ByteStream, FirstLook};
 
 const OP: &str = "read file";
 
@@ -76,6 +78,36 @@ pub(super) async fn read(
         }
         status => Err(status_error(status, headers, OP)),
     }
+}
+
+/// See [`crate::source::Source::first_look`].
+pub(super) async fn first_look(
+    origin: &Origin,
+    path: &RelPath,
+    most: u64,
+) -> Result<Option<FirstLook>> {
+    // Of a server that ignores ranges all of the file would be on its way.
+    if origin.doubts_ranges() || most == 0 {
+        return Ok(None);
+    }
+    let (op, url) = (OP, origin.site.file_url(path)?);
+    let answer = origin.client.send(op, Method::GET, url, first_bytes_headers(most)).await?;
+    let (status, headers) = (answer.response.status(), answer.response.headers());
+    if answer.is_directory || status != StatusCode::PARTIAL_CONTENT {
+        let error = status_error(status, headers, OP);
+        return if error.is_transient() { Err(error) } else { Ok(None) };
+    }
+    let Some(ContentRange { range: Some(range), total: Some(total) }) = ContentRange::of(headers)
+    else {
+        return Ok(None);
+    };
+    if range != ByteRange::new(0, most.min(total)) || check_identity(headers, OP).is_err() {
+        return Ok(None);
+    }
+    let attributes = file_attributes(&Version::of(headers, Some(total)), possible_size(total)?);
+    check_part(headers, range, &attributes.fingerprint)?;
+    let bytes = exactly(answer.response, range.len(), path.clone());
+    Ok(Some(FirstLook { attributes, range, bytes }))
 }
 
 /// The server ignored the range: its answer becomes the spool's, unless there is one by now.

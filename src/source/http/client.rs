@@ -207,9 +207,10 @@ pub(in crate::source) fn range_headers(range: ByteRange, expected: &Fingerprint)
     headers
 }
 
-/// Headers that ask for the first byte: the cheapest way to learn what a server does.
-pub(super) fn first_byte_headers() -> HeaderMap {
-    HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))])
+/// Headers that ask for the first `most >= 1` bytes of whatever version there is; of one byte, the cheapest way to learn what a server does.
+pub(super) fn first_bytes_headers(most: u64) -> HeaderMap {
+    let value = HeaderValue::from_str(&format!("bytes=0-{}", most - 1));
+    value.map(|value| (RANGE, value)).into_iter().collect()
 }
 
 /// Connections as every source over HTTP wants them: no redirect is followed, nothing is encoded. Blocks if there is a file `ca`.

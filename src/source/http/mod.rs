@@ -32,7 +32,7 @@ pub use self::site::Places;
 use self::spool::Spools;
 use super::kinds::{Remote, SourceKind};
 use super::options::{OptionSpec, Takes};
-use super::{ByteStream, ListBatch, Source, Traits};
+use super::{ByteStream, FirstLook, ListBatch, Source, Traits};
 use crate::core::attributes::{Attributes, Fingerprint};
 use crate::core::path::RelPath;
 use crate::core::range::ByteRange;
@@ -215,5 +215,9 @@ impl Source for HttpSource {
             return Ok(Box::pin(stream::empty()));
         }
         self.read_and_tell(path, range, expected).await.map(|(bytes, _version)| bytes)
+    }
+
+    async fn first_look(&self, path: &RelPath, most: u64) -> Result<Option<FirstLook>> {
+        body::first_look(&self.origin, path, most).await.map_err(|error| error.at(path.as_path()))
     }
 }

@@ -11,7 +11,7 @@ use super::answer::{
     ContentRange, Version, check_identity, checksum, content_length, possible_size, status_error,
     text,
 };
-use super::client::{Answer, Client, first_byte_headers};
+use super::client::{Answer, Client, first_bytes_headers};
 use super::site::Site;
 use super::spool::{Joined, Spools};
 use crate::core::attributes::{Attributes, EntryKind, Fingerprint, Validator};
@@ -171,7 +171,7 @@ impl Origin {
     }
 
     async fn ask_for_first_byte(&self, url: Url) -> Result<Head> {
-        let answer = self.client.send("stat", Method::GET, url, first_byte_headers()).await?;
+        let answer = self.client.send("stat", Method::GET, url, first_bytes_headers(1)).await?;
         if answer.is_directory {
             return Ok(Head::Directory);
         }

@@ -16,7 +16,7 @@ use super::{Joined, Owned};
 use crate::core::path::RelPath;
 use crate::error::{Error, Kind, Result};
 use crate::source::http::answer::{Version, check_identity, content_length, stale, status_error};
-use crate::source::http::client::{Answer, first_byte_headers, transport_error};
+use crate::source::http::client::{Answer, first_bytes_headers, transport_error};
 use crate::source::http::origin::Origin;
 
 const OP: &str = "spool file";
@@ -33,7 +33,7 @@ pub(super) async fn open(
 ) -> Result<Joined> {
     let answer = match given {
         Some(answer) => answer,
-        None => origin.get(OP, path, first_byte_headers()).await?,
+        None => origin.get(OP, path, first_bytes_headers(1)).await?,
     };
     match answer.response.status() {
         // 416: there is no first byte, so the range was looked at.
