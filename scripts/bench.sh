@@ -11,7 +11,7 @@
 #   --json FILE    default bench-results/TIME.json
 #   --copy-files N, --copy-mib N, --delta-files N   sizes of copy (default 50000 files, 2048 MiB) and delta (1000000 files)
 #
-# LAZYCOPY=path measures another binary than target/release/lazycopy. Works below ${TMPDIR:-/var/tmp} (7 GiB, --quick 2 GiB) and removes it.
+# LAZYCOPY=path measures another binary than target/release/lazycopy. Works below ${TMPDIR:-/var/tmp} (14 GiB, --quick 2 GiB) and removes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/origin.sh
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
   shift || { echo "bench: an option lacks its value" >&2; exit 2; }
 done
 
-big_mib=1024 part_mib=512 needed_mib=7200
+big_mib=1024 part_mib=512 needed_mib=14000
 if [ "$quick" = yes ]; then big_mib=256 part_mib=128 needed_mib=2000; fi
 
 common_need_fuse bench
