@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::core::attributes::{Checksum, EntryKind};
@@ -170,22 +170,17 @@ impl Destination {
     /// Gives the published file `existing` one more name, durably.
     ///
     /// # Errors
-    /// `NotFound` without `existing`; `Exists` if something has the name `new`; `Limit` at the file system's number of links;
-    /// `NotSupported` without hard links.
-    pub fn publish_hard_link(&self, existing: &RelPath, new: &RelPath) -> Result<()> {
+    /// `NotFound` without `existing`; `Exists` if something else than what may be replaced has the name `new`; `Limit` at the file system's
+    /// number of links; `NotSupported` without hard links.
+    pub fn publish_hard_link(
+        &self,
+        existing: &RelPath,
+        new: &RelPath,
+        replace: Replace,
+    ) -> Result<()> {
         let disk = &self.disk;
-        disk.check_path(existing)?;
-        let from = disk.root.parent_of(existing)?;
         let to = disk.ensure_parent(new)?;
-        let linked = rustix::fs::linkat(&from, existing.name(), &to, new.name(), AtFlags::empty());
-        linked.map_err(|errno| {
-            let error = disk.root.error("make hard link", new, errno);
-            match errno {
-                Errno::MLINK => error.kinded(Kind::Limit),
-                Errno::PERM if !disk.abilities.hard_links => error.kinded(Kind::NotSupported),
-                _ => error,
-            }
-        })?;
+        self.link_later(existing, new, replace)?;
         sync_directory(to.as_fd())
             .map_err(|errno| disk.root.error("sync directory of", new, errno))?;
         disk.catalog.note_other(new, EntryKind::File, Some(existing), Some(&[]), None)

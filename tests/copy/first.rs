@@ -35,12 +35,30 @@ fn a_very_large_file_has_all_its_names() {
     fs::File::create(&large).unwrap().set_len((1 << 30) + 1).unwrap();
     fs::hard_link(&large, env.source().join("a/again")).unwrap();
     fs::hard_link(&large, env.source().join("b/elsewhere")).unwrap();
-    let first = env.copied(&[]);
+    let copied = || {
+        let ended = env.copy(&[]).expect(0);
+        let look = |path: &str| fs::metadata(env.dir().join(path)).unwrap();
+        let (large, again, elsewhere) = (look("a/large"), look("a/again"), look("b/elsewhere"));
+        assert_eq!(large.len(), (1 << 30) + 1);
+        assert_eq!((large.ino(), large.ino()), (again.ino(), elsewhere.ino()));
+        for directory in ["a", "b"] {
+            let source = fs::metadata(env.source().join(directory)).unwrap();
+            assert_eq!(
+                look(directory).modified().unwrap(),
+                source.modified().unwrap(),
+                "{directory}"
+            );
+        }
+        ended
+    };
+    let first = copied();
     assert_eq!((first.count("/files/copied"), first.count("/files/failed")), (1, 0));
     // And again: nothing is new, and a name that went missing comes back.
-    assert_eq!(env.copied(&[]).count("/files/copied"), 0);
-    fs::remove_file(env.dir().join("a/again")).unwrap();
-    env.copied(&[]);
+    assert_eq!(copied().count("/files/copied"), 0);
+    for name in ["a/again", "a/large", "b/elsewhere"] {
+        fs::remove_file(env.dir().join(name)).unwrap();
+        copied();
+    }
 }
 
 #[test]

@@ -264,7 +264,7 @@ fn a_planted_symlink_never_leads_outside() {
         destination.finish_directory(&rel("a/b"), &directory_metadata).map(drop),
         destination.publish_symlink(&below, OsStr::new("t"), &link, Replace::Never).map(drop),
         destination.publish_node(&below, &fifo, Replace::Never).map(drop),
-        destination.publish_hard_link(&below, &rel("new")),
+        destination.publish_hard_link(&below, &rel("new"), Replace::Never),
         destination.open_published(&below).map(drop),
     ];
     for (case, result) in refused.into_iter().enumerate() {
@@ -363,12 +363,14 @@ fn hard_links_share_the_inode() {
     let directory = tempfile::tempdir().unwrap();
     let destination = open(directory.path());
     let identity = publish(&destination, "first", b"x").identity;
-    destination.publish_hard_link(&rel("first"), &rel("d/second")).unwrap();
+    destination.publish_hard_link(&rel("first"), &rel("d/second"), Replace::Never).unwrap();
     let stat = fs::metadata(directory.path().join("d/second")).unwrap();
     assert_eq!((stat.ino(), stat.nlink()), (identity.inode, 2));
-    let error = destination.publish_hard_link(&rel("first"), &rel("d/second")).unwrap_err();
+    let error =
+        destination.publish_hard_link(&rel("first"), &rel("d/second"), Replace::Never).unwrap_err();
     assert_eq!(error.kind(), Kind::Exists);
-    let error = destination.publish_hard_link(&rel("none"), &rel("third")).unwrap_err();
+    let error =
+        destination.publish_hard_link(&rel("none"), &rel("third"), Replace::Never).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
 }
 

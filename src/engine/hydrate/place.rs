@@ -52,21 +52,28 @@ impl Engine {
     pub(super) async fn publish_link(&self, first: &RelPath, path: RelPath) -> Result<()> {
         let (destination, first) = (Arc::clone(&self.destination), first.clone());
         let lost = on_disk("publish hard link", move || {
-            let error = match destination.publish_hard_link(&first, &path) {
+            let link = |replace| destination.publish_hard_link(&first, &path, replace);
+            let error = match link(Replace::Never) {
                 Ok(()) => return Ok(0),
                 Err(error) if error.kind() == Kind::Exists => error,
                 Err(error) => return Err(error),
             };
             let identity = |path| destination.existing(path).map(|found| found.map(|e| e.identity));
-            if identity(&first)? == identity(&path)? {
+            let here = identity(&path)?;
+            if identity(&first)? == here {
                 return destination.note_existing_link(&first, &path).map(|()| 0);
             }
             let (one, other) =
                 (destination.open_published(&first)?, destination.open_published(&path)?);
-            // Equal bytes under a name of their own: kept; only the link is lost.
-            match compare_files(&one, &other)? {
-                None => destination.note_existing_link(&first, &path).map(|()| 1),
-                Some(_) => Err(error),
+            let known = destination.catalog().other(&path)?.and_then(|known| known.link_of);
+            match (compare_files(&one, &other)?, here) {
+                // Our link, to what had the first name before somebody took that away.
+                (None, Some(here)) if known.as_ref() == Some(&first) => {
+                    link(Replace::Only(here)).map(|()| 0)
+                }
+                // Equal bytes under a name of their own: kept; only the link is lost.
+                (None, _) => destination.note_existing_link(&first, &path).map(|()| 1),
+                (Some(_), _) => Err(error),
             }
         })
         .await

@@ -177,7 +177,7 @@ impl Verification {
         let digest = record.digest;
         on_disk("link again", move || {
             let Some(old) = destination.existing(&name)? else {
-                return destination.publish_hard_link(&first, &name);
+                return destination.publish_hard_link(&first, &name, Replace::Never);
             };
             let whole = destination.open_published(&first)?;
             if whole.identity() == old.identity {

@@ -107,7 +107,14 @@ impl Destination {
         let disk = &self.disk;
         disk.check_path(existing)?;
         disk.check_path(new)?;
-        let failed = |errno| disk.root.error("make hard link", new, errno);
+        let failed = |errno| {
+            let error = disk.root.error("make hard link", new, errno);
+            match errno {
+                Errno::MLINK => error.kinded(Kind::Limit),
+                Errno::PERM if !disk.abilities.hard_links => error.kinded(Kind::NotSupported),
+                _ => error,
+            }
+        };
         let (from, to) = (disk.root.parent_of(existing)?, disk.root.parent_of(new)?);
         let link = |to: BorrowedFd<'_>, name: &OsStr| {
             rustix::fs::linkat(&from, existing.name(), to, name, AtFlags::empty()).map_err(failed)
