@@ -1,9 +1,7 @@
 //! Apache with mod_dav: entity tags by PROPFIND as by GET, weak ones for young files.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -104,21 +102,8 @@ impl Ground for Apache {
         Can { any_bytes: true, empty_directories: true, plain_http: true }
     }
 
-    async fn put(&self, path: &[u8], bytes: &[u8]) {
-        local::put(&self.root, path, bytes);
-    }
-
-    async fn make_directory(&self, path: &[u8]) {
-        fs::create_dir_all(self.root.join(OsStr::from_bytes(path))).unwrap();
-    }
-
-    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool {
-        local::put_sparse(&self.root, path, size, marks);
-        true
-    }
-
-    async fn remove(&self, path: &[u8]) {
-        fs::remove_file(self.root.join(OsStr::from_bytes(path))).unwrap();
+    fn directory(&self) -> PathBuf {
+        self.root.clone()
     }
 
     fn port(&self) -> Option<u16> {

@@ -1,5 +1,9 @@
 //! What a law needs of a server.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,6 +11,8 @@ use lazycopy::error::Error;
 use lazycopy::source::Source;
 use lazycopy::source::kinds::Remote;
 use lazycopy::source::options::SourceOptions;
+
+use crate::local;
 
 /// What sources may differ in.
 #[derive(Debug, Clone, Copy)]
@@ -29,16 +35,30 @@ pub(crate) trait Ground: Send + Sync {
         true
     }
 
+    /// The directory of this machine that is the tree; where there is none, the ground itself has all that follows here.
+    fn directory(&self) -> PathBuf {
+        panic!("the tree is no directory of this machine")
+    }
+
     /// Puts a file there, or replaces it at once by another.
-    async fn put(&self, path: &[u8], bytes: &[u8]);
+    async fn put(&self, path: &[u8], bytes: &[u8]) {
+        local::put(&self.directory(), path, bytes);
+    }
 
     /// Makes an empty directory, where there are such.
-    async fn make_directory(&self, path: &[u8]);
+    async fn make_directory(&self, path: &[u8]) {
+        fs::create_dir_all(self.directory().join(OsStr::from_bytes(path))).unwrap();
+    }
 
     /// Puts a file of zeros there that has `marks` at these offsets; whether the server can.
-    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool;
+    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool {
+        local::put_sparse(&self.directory(), path, size, marks);
+        true
+    }
 
-    async fn remove(&self, path: &[u8]);
+    async fn remove(&self, path: &[u8]) {
+        fs::remove_file(self.directory().join(OsStr::from_bytes(path))).unwrap();
+    }
 
     /// The port of the server, if there is one.
     fn port(&self) -> Option<u16>;

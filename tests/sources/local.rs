@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -45,21 +45,8 @@ impl Ground for Local {
         Can { any_bytes: true, empty_directories: true, plain_http: false }
     }
 
-    async fn put(&self, path: &[u8], bytes: &[u8]) {
-        put(self.0.path(), path, bytes);
-    }
-
-    async fn make_directory(&self, path: &[u8]) {
-        fs::create_dir_all(self.0.path().join(OsStr::from_bytes(path))).unwrap();
-    }
-
-    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool {
-        put_sparse(self.0.path(), path, size, marks);
-        true
-    }
-
-    async fn remove(&self, path: &[u8]) {
-        fs::remove_file(self.0.path().join(OsStr::from_bytes(path))).unwrap();
+    fn directory(&self) -> PathBuf {
+        self.0.path().to_owned()
     }
 
     fn port(&self) -> Option<u16> {

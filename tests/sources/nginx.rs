@@ -1,8 +1,6 @@
 //! nginx: HTTP with index pages.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,21 +34,8 @@ impl Ground for Web {
         Can { any_bytes: true, empty_directories: true, plain_http: true }
     }
 
-    async fn put(&self, path: &[u8], bytes: &[u8]) {
-        local::put(&self.root, path, bytes);
-    }
-
-    async fn make_directory(&self, path: &[u8]) {
-        fs::create_dir_all(self.root.join(OsStr::from_bytes(path))).unwrap();
-    }
-
-    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool {
-        local::put_sparse(&self.root, path, size, marks);
-        true
-    }
-
-    async fn remove(&self, path: &[u8]) {
-        fs::remove_file(self.root.join(OsStr::from_bytes(path))).unwrap();
+    fn directory(&self) -> PathBuf {
+        self.root.clone()
     }
 
     fn port(&self) -> Option<u16> {

@@ -1,8 +1,6 @@
 //! s3s-fs: S3 over a directory, with signatures that are checked.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +11,6 @@ use tempfile::NamedTempFile;
 
 use crate::common::servers::Server;
 use crate::ground::{Can, Ground, remote};
-use crate::local;
 
 pub(crate) struct S3sFs {
     server: Server,
@@ -48,10 +45,6 @@ impl Ground for S3sFs {
         Can { any_bytes: false, empty_directories: false, plain_http: true }
     }
 
-    async fn put(&self, path: &[u8], bytes: &[u8]) {
-        local::put(&self.bucket, path, bytes);
-    }
-
     async fn make_directory(&self, _path: &[u8]) {}
 
     // It reads all of a file to answer for any part of it.
@@ -59,8 +52,8 @@ impl Ground for S3sFs {
         false
     }
 
-    async fn remove(&self, path: &[u8]) {
-        fs::remove_file(self.bucket.join(OsStr::from_bytes(path))).unwrap();
+    fn directory(&self) -> PathBuf {
+        self.bucket.clone()
     }
 
     fn port(&self) -> Option<u16> {

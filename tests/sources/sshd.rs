@@ -1,8 +1,6 @@
 //! OpenSSH's server: SFTP.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +11,6 @@ use lazycopy::source::Source;
 use crate::common::servers::Server;
 use crate::common::sshd::options;
 use crate::ground::{Can, Ground, remote};
-use crate::local;
 
 pub(crate) struct Sshd {
     pub(crate) server: Server,
@@ -52,21 +49,8 @@ impl Ground for Sshd {
         Can { any_bytes: true, empty_directories: true, plain_http: false }
     }
 
-    async fn put(&self, path: &[u8], bytes: &[u8]) {
-        local::put(&self.root(), path, bytes);
-    }
-
-    async fn make_directory(&self, path: &[u8]) {
-        fs::create_dir_all(self.root().join(OsStr::from_bytes(path))).unwrap();
-    }
-
-    async fn put_sparse(&self, path: &str, size: u64, marks: &[(u64, Vec<u8>)]) -> bool {
-        local::put_sparse(&self.root(), path, size, marks);
-        true
-    }
-
-    async fn remove(&self, path: &[u8]) {
-        fs::remove_file(self.root().join(OsStr::from_bytes(path))).unwrap();
+    fn directory(&self) -> PathBuf {
+        self.root()
     }
 
     fn port(&self) -> Option<u16> {

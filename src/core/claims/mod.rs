@@ -197,6 +197,13 @@ impl Claims {
         }
     }
 
+    /// Whether some of `range` is neither here nor fetched by anybody.
+    pub fn has_free(&self, range: ByteRange) -> bool {
+        let range = range.clip(self.size);
+        let state = self.state.lock();
+        state.lacking(range) > 0 && state.first_gap(range.to_blocks(self.size), self.size).is_some()
+    }
+
     /// Waits for `want` without fetching: `None` if it is covered.
     pub fn wait_for(self: &Arc<Self>, want: ByteRange) -> Option<Waiter> {
         let want = want.clip(self.size);

@@ -100,6 +100,21 @@ fn nobody_waits_for_what_nobody_fetches() {
     assert!(claims.wait_while_running(all).is_none(), "all is here");
 }
 
+#[test]
+fn what_is_fetched_or_here_is_not_free() {
+    let (claims, ids, now) = file(3 * BLOCK_SIZE);
+    let (all, two) = (ByteRange::new(0, 3 * BLOCK_SIZE), ByteRange::new(0, 2 * BLOCK_SIZE));
+    assert!(claims.has_free(all));
+    let Lead::Lease(lease) = claims.lead(two, Priority::Hydration, BIG, &ids, now) else {
+        panic!()
+    };
+    assert!(!claims.has_free(two) && claims.has_free(all));
+    drop(lease);
+    assert!(claims.has_free(two));
+    claims.mark_present(all);
+    assert!(!claims.has_free(all) && !claims.has_free(ByteRange::new(7, 7)));
+}
+
 // L17: one reader's failure poisoned the chunk for all, for ever.
 #[test]
 fn a_failure_is_remembered_until_its_time_and_forgotten_when_a_byte_arrives() {

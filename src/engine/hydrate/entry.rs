@@ -196,7 +196,9 @@ impl Engine {
     /// Begins chunks as permits come, until nothing of the file is free or nothing may begin.
     async fn lead_all(self: &Arc<Self>, file: &Arc<LazyFile>, whole: ByteRange) {
         let mut rest = whole;
-        while !self.room.is_short()
+        // Looked at first: a permit may be long in coming.
+        while file.claims.has_free(rest)
+            && !self.room.is_short()
             && self.switch.is_running()
             && let Some(permit) = self.permit_unless_ending().await
             && self.switch.is_running()

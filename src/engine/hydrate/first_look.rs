@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::core::attributes::Fingerprint;
 use crate::core::claims::Lead;
 use crate::core::flight::BoardedOne;
 use crate::core::priority::Priority;
@@ -16,6 +17,7 @@ use crate::source::FirstLook;
 
 /// First bytes that are on their way, and the right to the request that brings them.
 pub(crate) struct UnderWay {
+    version: Fingerprint,
     slot: Slot,
     asked: Asked,
 }
@@ -59,12 +61,16 @@ impl Engine {
             };
         let node = self.observe(directory, name, &attributes).ok()?;
         drop(landing);
-        Some((node, UnderWay { slot, asked: Asked::new(range, begun, bytes) }))
+        let (version, asked) = (attributes.fingerprint, Asked::new(range, begun, bytes));
+        Some((node, UnderWay { version, slot, asked }))
     }
 
-    /// Receives what is under way, unless somebody else has fetched some of it meanwhile.
+    /// Receives what is under way, unless it is of another version than the file, or somebody else has fetched some of it meanwhile.
     pub(super) fn take_under_way(self: &Arc<Self>, file: &Arc<LazyFile>, under_way: UnderWay) {
-        let UnderWay { slot, asked } = under_way;
+        let UnderWay { version, slot, asked } = under_way;
+        if *file.fingerprint() != version {
+            return;
+        }
         let range = asked.range();
         let (ids, now) = (&self.fetcher.ids, Instant::now());
         let whole_blocks = range.len().next_multiple_of(BLOCK_SIZE);
